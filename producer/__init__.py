@@ -1,0 +1,1 @@
+"""The producer side: doors to the farm, and the language both sides speak. Never reaches torch."""

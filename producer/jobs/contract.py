@@ -1,0 +1,237 @@
+"""What both sides agree on: states and their legal transitions, the message, the names in Redis, a job as it is read.
+
+Knows no SQL, no Celery and no bucket.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Any, Self
+from uuid import UUID
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from pipeline.request import ImageFormat, ImageRequest
+
+QUEUE = "ovis.images"
+TASK = "ovis.draw"
+
+
+class State(StrEnum):
+    """Where a job is. Nothing leaves a terminal state."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def terminal(self) -> bool:
+        return not TRANSITIONS[self]
+
+
+TRANSITIONS: dict[State, frozenset[State]] = {
+    State.QUEUED: frozenset({State.RUNNING, State.CANCELLED}),
+    State.RUNNING: frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED, State.QUEUED}),
+    State.SUCCEEDED: frozenset(),
+    State.FAILED: frozenset(),
+    State.CANCELLED: frozenset(),
+}
+
+
+class Outcome(StrEnum):
+    """How a claim ended; one per row of the history."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    RETRIED = "retried"
+    LEASE_LOST = "lease_lost"
+    DRAINED = "drained"
+    CANCELLED = "cancelled"
+
+
+class Priority(StrEnum):
+    """Who goes first. Kept in the table as its rank, so that an index orders by it."""
+
+    INTERACTIVE = "interactive"
+    STANDARD = "standard"
+    BULK = "bulk"
+
+    @property
+    def rank(self) -> int:
+        return list(Priority).index(self)
+
+    @classmethod
+    def of_rank(cls, rank: int) -> "Priority":
+        return list(cls)[rank]
+
+
+@dataclass(frozen=True)
+class Message:
+    """What travels through Redis: a job's id and the claim that it is meant for, nothing of its contents."""
+
+    job_id: UUID
+    claim: int
+
+    @property
+    def task_id(self) -> str:
+        return f"{self.job_id}:{self.claim}"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One worker's taking of a job: what it needs to draw, and the fence for every write of the result."""
+
+    job_id: UUID
+    claim: int
+    worker_id: UUID
+    batch_id: UUID | None
+    suspect: bool
+    waiting_s: float
+    request: dict[str, Any]
+
+    @property
+    def message(self) -> Message:
+        return Message(self.job_id, self.claim)
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What a succeeded job's row gets: where the image is, what it is, and the time that each phase took."""
+
+    object_key: str
+    sha256: str
+    size_bytes: int
+    width_px: int
+    height_px: int
+    format: ImageFormat
+    drawing_s: float
+    encoding_s: float
+    uploading_s: float
+    warnings: list[str]
+
+
+def _file_stem(name: object) -> object:
+    if isinstance(name, str):
+        if (
+            not name.strip()
+            or name in {".", ".."}
+            or any(c in name for c in '/\\\x00:*?"<>|')
+            or not name.isprintable()
+        ):
+            raise ValueError("is no file name: use letters, digits, '-', '_', '.', without a path")
+        if len(name.encode(errors="replace")) > 200:
+            raise ValueError("is longer than 200 bytes")
+    return name
+
+
+class Submission(ImageRequest):
+    """A request as somebody hands it in: with the name of its output and its priority."""
+
+    name: Annotated[str, BeforeValidator(_file_stem)] | None = Field(
+        default=None, description="Name of the output file, without its suffix."
+    )
+    priority: Priority = Priority.STANDARD
+
+    def request(self) -> ImageRequest:
+        """The request alone, with a seed: what the row keeps and a worker draws."""
+        return ImageRequest.model_construct(
+            **{name: getattr(self, name) for name in ImageRequest.model_fields}
+        ).seeded()
+
+
+class Job(BaseModel):
+    """A job as its row says it is."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: UUID
+    batch_id: UUID | None
+    position: int
+    name: str | None
+    priority: Priority
+    state: State
+    request: ImageRequest
+    claim: int = Field(description="How often it was taken by a worker.")
+    failures: int
+    created_at: datetime
+    claimed_at: datetime | None
+    finished_at: datetime | None
+    error_code: str | None
+    error_message: str | None
+    object_key: str | None
+    sha256: str | None
+    size_bytes: int | None
+    width_px: int | None
+    height_px: int | None
+    format: ImageFormat | None
+    waiting_s: float | None
+    drawing_s: float | None
+    encoding_s: float | None
+    uploading_s: float | None
+    warnings: list[str]
+
+    @property
+    def file_name(self) -> str:
+        """What the downloaded image is called: its own name, else its place in the batch, else its id."""
+        stem = self.name or (f"{self.position + 1:06d}" if self.batch_id else str(self.id))
+        return f"{stem}.{(self.format or self.request.format).suffix}"
+
+
+class Batch(BaseModel):
+    """The jobs that were submitted together, counted by state."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: UUID
+    name: str
+    created_at: datetime
+    jobs: int
+    counts: dict[State, int]
+
+    @property
+    def finished(self) -> int:
+        return sum(count for state, count in self.counts.items() if state.terminal)
+
+    @property
+    def done(self) -> bool:
+        return self.finished == self.jobs
+
+    @classmethod
+    def of(cls, *, counts: dict[str, int], **row: Any) -> Self:
+        return cls(counts={state: counts.get(state.value, 0) for state in State}, **row)
+
+
+class Worker(BaseModel):
+    """A worker process as its last heartbeat told."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: UUID
+    host: str
+    pid: int
+    device: str
+    model: str
+    revision: str
+    version: str
+    capacity: int
+    started_at: datetime
+    heartbeat_at: datetime
+    stopped_at: datetime | None
+    heartbeat_age_s: float
+    live: bool
+    drawing: list[dict[str, Any]]
+
+
+class Farm(BaseModel):
+    """The whole farm at one moment of the database's clock."""
+
+    model_config = ConfigDict(frozen=True)
+
+    at: datetime
+    counts: dict[State, int]
+    oldest_queued_s: float | None = Field(description="Age of the oldest job that still waits.")
+    images_last_minute: int
+    published: int = Field(description="Messages in Redis that nobody has claimed yet.")
+    workers: list[Worker]

@@ -1,0 +1,90 @@
+"""Every error of the farm around the pipeline, classed by what the caller must do.
+
+FarmError
+├── SettingsError       a person must change a setting or start something: the message says which
+│   ├── SchemaMismatch  the database's schema is behind or ahead of this code
+│   ├── PortTaken       .port
+│   └── AlreadyRunning  .pid holds the data folder
+├── Unavailable         a dependency is away (.dependency): back off and ask again; nothing is lost
+├── LostClaim           another worker owns the row: stop quietly, write nothing
+├── NotFound            no such job, batch or image
+├── NotReady            the job has no image (yet): .state says why
+└── IllegalTransition   .state cannot go there
+
+The pipeline's own errors (``pipeline.errors``) are classed the same way; the table that maps every class to
+its outcome is in ``worker.executor``.
+"""
+
+from pathlib import Path
+from uuid import UUID
+
+
+class FarmError(Exception):
+    """Root of all errors of the farm around the pipeline."""
+
+
+class SettingsError(FarmError):
+    """A person must change a setting or start something; the message says what to do."""
+
+
+class SchemaMismatch(SettingsError):
+    """The database's schema is not the one that this code was written for."""
+
+
+class PortTaken(SettingsError):
+    """The port that a server should listen on is in use."""
+
+    def __init__(self, host: str, port: int, setting: str) -> None:
+        super().__init__(f"{host}:{port} is already in use: stop what listens there, or set {setting} to a free port")
+        self.port = port
+
+
+class AlreadyRunning(SettingsError):
+    """Another process already runs the embedded servers of this data folder; ``pid`` is None if it is not known."""
+
+    def __init__(self, data_dir: Path, pid: int | None) -> None:
+        holder = "another process" if pid is None else f"process {pid}"
+        super().__init__(f"{holder} already runs the farm in {data_dir}: stop it, or set OVIS_DATA_DIR to another folder")
+        self.data_dir = data_dir
+        self.pid = pid
+
+
+class Unavailable(FarmError):
+    """A dependency does not answer. Try again later; nothing is lost meanwhile."""
+
+    def __init__(self, dependency: str, message: str) -> None:
+        super().__init__(f"{dependency}: {message}")
+        self.dependency = dependency
+
+
+class LostClaim(FarmError):
+    """The row is another worker's, or a person's: stop quietly and write nothing."""
+
+    def __init__(self, job_id: UUID, claim: int) -> None:
+        super().__init__(f"claim {claim} of job {job_id} no longer holds")
+        self.job_id = job_id
+        self.claim = claim
+
+
+class NotFound(FarmError):
+    """No such job, batch or image."""
+
+    def __init__(self, kind: str, identifier: object) -> None:
+        super().__init__(f"no {kind} {identifier}")
+        self.kind = kind
+
+
+class NotReady(FarmError):
+    """The job has no image, or not yet."""
+
+    def __init__(self, job_id: UUID, state: str) -> None:
+        super().__init__(f"job {job_id} is {state}: only a succeeded job has an image")
+        self.state = state
+
+
+class IllegalTransition(FarmError):
+    """The job's state allows no such step."""
+
+    def __init__(self, job_id: UUID, state: str, wanted: str) -> None:
+        super().__init__(f"job {job_id} is {state} and cannot become {wanted}")
+        self.state = state

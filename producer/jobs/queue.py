@@ -1,0 +1,113 @@
+"""The Celery app with its settings, and what the dispatcher asks of Redis.
+
+A message holds nothing but a job's id and the claim that it is meant for; its Celery task id is ``job:claim``.
+Celery alone loses messages on this broker (kombu pops one before it notes it as unacknowledged), so nothing here is
+relied on: the dispatcher's audit compares what Redis holds with what it should hold.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import redis
+from celery import Celery
+from kombu.exceptions import OperationalError
+
+from producer.jobs.contract import QUEUE, TASK, Message
+from producer.jobs.errors import Unavailable
+
+VISIBILITY_TIMEOUT_S = 6 * 3600
+"""Well above the longest job, the same everywhere: kombu gives a message back to the queue when it is this old."""
+
+SOCKET_OPTIONS: dict[str, Any] = {
+    "socket_timeout": 10,
+    "socket_connect_timeout": 5,
+    "socket_keepalive": True,
+    "health_check_interval": 15,
+}
+
+
+def celery_app(redis_url: str) -> Celery:
+    """The app that dispatcher and workers share. No result backend: the row is the result."""
+    app = Celery("ovis", broker=redis_url)
+    app.conf.update(
+        task_default_queue=QUEUE,
+        task_serializer="json",
+        accept_content=["json"],
+        task_ignore_result=True,
+        task_acks_late=True,
+        task_acks_on_failure_or_timeout=True,
+        task_reject_on_worker_lost=False,  # the lease decides
+        worker_prefetch_multiplier=1,
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        worker_send_task_events=False,
+        worker_hijack_root_logger=False,
+        broker_connection_retry=True,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_transport_options={
+            "visibility_timeout": VISIBILITY_TIMEOUT_S,
+            "unacked_restore_interval": 10,
+            "unacked_restore_throttle": 1,
+            **SOCKET_OPTIONS,
+        },
+    )
+    return app
+
+
+class Queue:
+    """Redis as the dispatcher uses it. Every method raises ``Unavailable`` when it does not answer."""
+
+    def __init__(self, redis_url: str) -> None:
+        self._app = celery_app(redis_url)
+        self._redis = redis.Redis.from_url(redis_url, **SOCKET_OPTIONS)
+
+    def close(self) -> None:
+        self._app.close()
+        self._redis.close()
+
+    def ping(self) -> None:
+        """Return if Redis answers."""
+        with _reaching_redis():
+            self._redis.ping()
+
+    def publish(self, messages: Iterable[Message]) -> None:
+        """Send the messages, in order, over one connection."""
+        with _reaching_redis(), self._app.producer_pool.acquire(block=True) as producer:
+            for message in messages:
+                self._app.send_task(
+                    TASK,
+                    args=(str(message.job_id), message.claim),
+                    task_id=message.task_id,
+                    producer=producer,
+                    retry=False,
+                    ignore_result=True,
+                )
+
+    def depth(self) -> int:
+        """Messages that wait in the queue; those that a worker has taken are not among them."""
+        with _reaching_redis():
+            return int(self._redis.llen(QUEUE))
+
+    def waiting(self) -> set[str]:
+        """The task ids that wait in the queue. The window is small, so the whole list is read."""
+        with _reaching_redis():
+            bodies: list[bytes] = self._redis.lrange(QUEUE, 0, -1)
+        return {task_id for body in bodies if (task_id := _task_id(body))}
+
+
+def _task_id(body: bytes) -> str | None:
+    """The task id of a message in Redis; None for rubbish, which the audit then does not count as there."""
+    try:
+        return str(json.loads(body)["headers"]["id"])
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
+@contextmanager
+def _reaching_redis() -> Iterator[None]:
+    try:
+        yield
+    except (redis.RedisError, OperationalError, OSError) as error:
+        raise Unavailable("Redis", str(error) or type(error).__name__) from error

@@ -1,0 +1,177 @@
+"""The one frozen settings object of a process, and the only place that reads the environment.
+
+Built at the door by ``load_settings`` and passed down. What is not set explicitly and has an embedded default
+(Postgres, Redis, S3) is taken from ``services.json`` in the data folder, which ``producer.jobs.local`` writes when
+it starts those servers; so a second terminal finds the farm that ``ovis-batch up`` runs.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from producer.jobs.errors import SettingsError
+
+SERVICES_FILE = "services.json"
+
+
+class Durations(BaseModel):
+    """Every duration of the farm's own clockwork, in seconds, all scaled by one factor.
+
+    Tests run the same code with a small factor; a farm on a slow network may use one above 1.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    scale: PositiveFloat = 1.0
+
+    def _scaled(self, seconds: float) -> float:
+        return seconds * self.scale
+
+    @property
+    def heartbeat_s(self) -> float:
+        """Between two heartbeats of a worker."""
+        return self._scaled(5)
+
+    @property
+    def lease_s(self) -> float:
+        """A worker silent for this long has lost its claims."""
+        return self._scaled(20)
+
+    @property
+    def claim_check_s(self) -> float:
+        """Between two questions of a worker which of its claims no longer hold."""
+        return self._scaled(1)
+
+    @property
+    def leader_s(self) -> float:
+        """A leader that did not renew for this long has lost its post."""
+        return self._scaled(4)
+
+    @property
+    def renew_s(self) -> float:
+        """Between two renewals of the leader's post, and two sweeps for lapsed leases."""
+        return self._scaled(1)
+
+    @property
+    def top_up_s(self) -> float:
+        """Between two looks at the window when nothing notifies the dispatcher."""
+        return self._scaled(0.2)
+
+    @property
+    def audit_s(self) -> float:
+        """A message older than this that is not in its queue is published again."""
+        return self._scaled(3)
+
+    @property
+    def retry_s(self) -> float:
+        """The first wait after a transient failure; it doubles with each, up to 64 times this."""
+        return self._scaled(2)
+
+    @property
+    def grace_s(self) -> float:
+        """What a worker that is told to stop may still take to finish what it draws."""
+        return self._scaled(20)
+
+
+class Settings(BaseSettings):
+    """All settings, each from the environment variable ``OVIS_`` + its name in capitals."""
+
+    model_config = SettingsConfigDict(env_prefix="OVIS_", frozen=True, extra="ignore", env_ignore_empty=True)
+
+    data_dir: Path = Field(default=Path(".ovis"), description="Where the embedded servers keep their data.")
+
+    database_url: SecretStr | None = Field(default=None, description="postgresql://user:password@host:port/name")
+    redis_url: SecretStr | None = Field(default=None, description="redis://:password@host:port/0")
+    s3_endpoint_url: str | None = Field(default=None, description="The S3-compatible server that workers write to.")
+    s3_public_endpoint_url: str | None = Field(
+        default=None, description="The same server as browsers and clients reach it; default: s3_endpoint_url."
+    )
+    s3_bucket: str = "ovis-images"
+    s3_region: str = "us-east-1"
+    s3_access_key_id: SecretStr | None = None
+    s3_secret_access_key: SecretStr | None = None
+    presign_s: int = Field(default=3600, ge=1, le=604_800, description="How long a link to an image stays valid.")
+
+    api_host: str = "127.0.0.1"
+    api_port: int = Field(default=8000, ge=0, le=65_535)
+    api_url: str | None = Field(default=None, description="Where the command line and the client find the API.")
+
+    model: str | None = Field(default=None, description="'tiny', a checkpoint folder, or a hub name.")
+    model_revision: str | None = Field(default=None, description="A commit of the hub repository.")
+    offline: bool = Field(default=False, description="Load the model from the local cache only.")
+    device: str | None = Field(default=None, description="cpu, cuda, cuda:1, …; default: cuda if there is one.")
+    upload_slots: int = Field(
+        default=4, ge=1, le=64, description="Images a worker may encode and upload beside drawing."
+    )
+    metrics_port: int | None = Field(default=None, ge=0, le=65_535, description="/metrics of dispatcher and worker.")
+
+    max_failures: int = Field(default=3, ge=1, description="A job with this many failures is failed.")
+    time_scale: PositiveFloat = Field(default=1.0, description="Multiplies every duration of the farm's clockwork.")
+    log_level: str = "INFO"
+
+    @property
+    def durations(self) -> Durations:
+        return Durations(scale=self.time_scale)
+
+    @property
+    def services_path(self) -> Path:
+        return self.data_dir / SERVICES_FILE
+
+    @property
+    def models_dir(self) -> Path:
+        return self.data_dir / "models"
+
+    @property
+    def base_url(self) -> str:
+        """Where this farm's API answers."""
+        return self.api_url or f"http://{self.api_host}:{self.api_port}"
+
+    def require(self, name: str) -> str:
+        """The value of a service's setting.
+
+        Raises:
+            SettingsError: neither the environment nor an embedded server gives it.
+        """
+        value = getattr(self, name)
+        if value is None:
+            raise SettingsError(
+                f"OVIS_{name.upper()} is not set and no embedded server runs under {self.data_dir}: "
+                "start `ovis-batch up` in another terminal, or set it to a server of your own"
+            )
+        return value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+
+    def with_services(self, services: dict[str, Any]) -> "Settings":
+        """These settings, completed by the embedded servers' addresses where none of one's own is set.
+
+        The S3 keys belong to their endpoint: an endpoint of one's own never gets the embedded server's keys.
+        """
+        if self.s3_endpoint_url is not None:
+            services = {name: value for name, value in services.items() if not name.startswith("s3_")}
+        missing = {name: value for name, value in services.items() if getattr(self, name) is None}
+        return Settings.model_validate(self.model_dump(exclude_none=True) | missing)
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """The settings of this process: overrides, then environment, then the embedded servers that run.
+
+    Raises:
+        SettingsError: a variable has a value that cannot be used; the message names it.
+    """
+    try:
+        settings = Settings(**overrides)
+    except ValidationError as error:
+        problems = "; ".join(f"OVIS_{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors())
+        raise SettingsError(f"{problems}: change the environment variable") from None
+    return settings.with_services(_running_services(settings.services_path))
+
+
+def _running_services(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"{path} cannot be read ({error}): remove it and start `ovis-batch up` again") from error

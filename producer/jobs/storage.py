@@ -1,0 +1,134 @@
+"""The bucket: object keys, put, get and presigned links.
+
+A key holds batch, job and claim, so no two claims ever write the same object, and a claim that lost its lease can
+leave at most an object that no row points to. No correctness is built on conditional PUT: S3-compatible servers
+differ there.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+import boto3
+from botocore.client import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from pipeline.request import ImageFormat
+from producer.jobs.errors import NotFound, SettingsError, Unavailable
+from producer.jobs.settings import Settings
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+
+def object_key(batch_id: UUID | None, job_id: UUID, claim: int, image_format: ImageFormat) -> str:
+    """``images/<batch or 'single'>/<job>/<claim>.<suffix>``."""
+    return f"images/{batch_id or 'single'}/{job_id}/{claim}.{image_format.suffix}"
+
+
+class Storage:
+    """The farm's bucket. Safe to share between threads."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.bucket = settings.s3_bucket
+        self._presign_s = settings.presign_s
+        self._endpoint_url = settings.require("s3_endpoint_url")
+        self._client = _client(settings, self._endpoint_url)
+        self._public = _client(settings, settings.s3_public_endpoint_url or self._endpoint_url)
+
+    def close(self) -> None:
+        self._client.close()
+        self._public.close()
+
+    def ping(self) -> None:
+        """Return if the bucket can be reached with these keys. Raises: Unavailable."""
+        with self._reaching():
+            self._client.head_bucket(Bucket=self.bucket)
+
+    def ensure_bucket(self) -> None:
+        """Create the bucket where it is missing.
+
+        Raises:
+            SettingsError: the server refuses the keys or the bucket's name.
+            Unavailable: the server does not answer.
+        """
+        with self._reaching():
+            try:
+                self._client.head_bucket(Bucket=self.bucket)
+            except ClientError as error:
+                if error.response["ResponseMetadata"]["HTTPStatusCode"] != 404:
+                    raise SettingsError(
+                        f"{self._endpoint_url} refuses the bucket {self.bucket!r} ({_reason(error)}): "
+                        "check OVIS_S3_ACCESS_KEY_ID, OVIS_S3_SECRET_ACCESS_KEY and OVIS_S3_BUCKET"
+                    ) from error
+                self._client.create_bucket(Bucket=self.bucket)
+
+    def put(self, key: str, body: bytes, media_type: str) -> None:
+        """Write one object. Raises: Unavailable, whatever the cause: the caller keeps ``body`` and tries again."""
+        with self._reaching():
+            self._client.put_object(Bucket=self.bucket, Key=key, Body=body, ContentType=media_type)
+
+    def get(self, key: str) -> bytes:
+        """Read one object. Raises: NotFound, Unavailable."""
+        with self._reaching():
+            try:
+                return self._client.get_object(Bucket=self.bucket, Key=key)["Body"].read()
+            except self._client.exceptions.NoSuchKey:
+                raise NotFound("object", key) from None
+
+    def keys(self, prefix: str = "") -> Iterator[str]:
+        """The keys that begin with ``prefix``. Raises: Unavailable."""
+        with self._reaching():
+            for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix):
+                yield from (entry["Key"] for entry in page.get("Contents", []))
+
+    def link(self, key: str, file_name: str) -> str:
+        """A presigned URL to the object, valid for ``presign_s`` seconds; a browser saves it as ``file_name``.
+
+        Signed here, without asking the server.
+        """
+        ascii_name = file_name.encode("ascii", "replace").decode().replace('"', "'")
+        return self._public.generate_presigned_url(
+            "get_object",
+            Params={
+                "Bucket": self.bucket,
+                "Key": key,
+                "ResponseContentDisposition": f'inline; filename="{ascii_name}"',
+            },
+            ExpiresIn=self._presign_s,
+        )
+
+    @contextmanager
+    def _reaching(self) -> Iterator[None]:
+        try:
+            yield
+        except ClientError as error:
+            raise Unavailable("S3", _reason(error)) from error
+        except BotoCoreError as error:
+            raise Unavailable("S3", str(error)) from error
+
+
+def _reason(error: ClientError) -> str:
+    return f"{error.response['Error'].get('Code', '?')} on {error.operation_name}"
+
+
+def _client(settings: Settings, endpoint_url: str) -> "S3Client":
+    access, secret = settings.s3_access_key_id, settings.s3_secret_access_key
+    return boto3.session.Session().client(
+        "s3",
+        endpoint_url=endpoint_url,
+        region_name=settings.s3_region,
+        aws_access_key_id=access.get_secret_value() if access else None,
+        aws_secret_access_key=secret.get_secret_value() if secret else None,
+        config=Config(
+            signature_version="s3v4",
+            connect_timeout=5,
+            read_timeout=20,
+            retries={"mode": "standard", "total_max_attempts": 2},
+            max_pool_connections=settings.upload_slots + 2,
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+            s3={"addressing_style": "path"},
+        ),
+    )
