@@ -44,7 +44,9 @@ class AlreadyRunning(SettingsError):
 
     def __init__(self, data_dir: Path, pid: int | None) -> None:
         holder = "another process" if pid is None else f"process {pid}"
-        super().__init__(f"{holder} already runs the farm in {data_dir}: stop it, or set OVIS_DATA_DIR to another folder")
+        super().__init__(
+            f"{holder} already runs the farm in {data_dir}: stop it, or set OVIS_DATA_DIR to another folder"
+        )
         self.data_dir = data_dir
         self.pid = pid
 

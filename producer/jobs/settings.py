@@ -106,6 +106,8 @@ class Settings(BaseSettings):
     upload_slots: int = Field(
         default=4, ge=1, le=64, description="Images a worker may encode and upload beside drawing."
     )
+    step_limit_s: PositiveFloat = Field(default=600, description="A step that takes longer ends the worker process.")
+    metrics_host: str = "127.0.0.1"
     metrics_port: int | None = Field(default=None, ge=0, le=65_535, description="/metrics of dispatcher and worker.")
 
     max_failures: int = Field(default=3, ge=1, description="A job with this many failures is failed.")

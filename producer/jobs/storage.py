@@ -35,7 +35,8 @@ class Storage:
         self._presign_s = settings.presign_s
         self._endpoint_url = settings.require("s3_endpoint_url")
         self._client = _client(settings, self._endpoint_url)
-        self._public = _client(settings, settings.s3_public_endpoint_url or self._endpoint_url)
+        public = settings.s3_public_endpoint_url
+        self._public = _client(settings, public) if public else self._client
 
     def close(self) -> None:
         self._client.close()

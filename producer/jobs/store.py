@@ -235,6 +235,11 @@ class Store:
             workers=[Worker(**worker) for worker in workers],
         )
 
+    def backlog(self) -> list[dict[str, Any]]:
+        """The view ``ops_backlog``: for each priority with open jobs how many wait, are delayed, and run."""
+        with self._begin() as connection:
+            return [dict(row) for row in connection.execute(text("SELECT * FROM ops_backlog")).mappings()]
+
     # A person's steps.
 
     def cancel(self, job_id: UUID) -> Job:

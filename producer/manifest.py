@@ -1,0 +1,235 @@
+"""Reads a manifest, a CSV or JSONL file with one image a row, into submissions.
+
+Bad rows are told by line and column, all of them at once, before anything is submitted. Rows are read one by one and
+never all held, so a manifest may have any length.
+"""
+
+import csv
+import io
+import json
+import string
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from producer.jobs.contract import Submission
+from producer.jobs.errors import FarmError
+
+FIELDS = tuple(Submission.model_fields)
+PROBLEMS_MAX = 20
+"""Problems that are told; more are only counted."""
+
+
+class ManifestKind(StrEnum):
+    """How a manifest is written."""
+
+    CSV = "csv"
+    JSONL = "jsonl"
+
+    @classmethod
+    def of(cls, path: Path) -> "ManifestKind":
+        """By the file's suffix. Raises: ManifestError."""
+        kinds = {".csv": cls.CSV, ".jsonl": cls.JSONL, ".ndjson": cls.JSONL}
+        try:
+            return kinds[path.suffix.lower()]
+        except KeyError:
+            raise ManifestError(
+                [Problem(0, None, f"{path.name} is neither .csv nor .jsonl: rename it, or give --kind")]
+            ) from None
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong with one place of a manifest. ``line`` counts from 1, the header included; 0 is the whole file."""
+
+    line: int
+    column: str | None
+    message: str
+
+    def __str__(self) -> str:
+        place = [f"line {self.line}"] if self.line else []
+        place += [f"column {self.column!r}"] if self.column else []
+        return ": ".join([", ".join(place), self.message]) if place else self.message
+
+
+class ManifestError(FarmError):
+    """The manifest cannot be submitted as it is. ``problems`` says where and why; ``count`` how many there are."""
+
+    def __init__(self, problems: list[Problem], count: int | None = None) -> None:
+        self.problems = problems
+        self.count = count or len(problems)
+        more = f"\n… and {self.count - len(problems)} more" if self.count > len(problems) else ""
+        super().__init__("\n".join(map(str, problems)) + more)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a manifest: a submission, or what is wrong with it."""
+
+    line: int
+    submission: Submission | None
+    problems: tuple[Problem, ...] = ()
+
+
+def read(
+    file: io.TextIOBase,
+    kind: ManifestKind,
+    *,
+    name_template: str | None = None,
+    defaults: Mapping[str, Any] | None = None,
+) -> Iterator[Row]:
+    """The rows of a manifest, one by one, good and bad.
+
+    Args:
+        file: opened as UTF-8 (``utf-8-sig`` allows for a spreadsheet's byte order mark) with ``newline=""``.
+        name_template: names each output from the row's columns, as in ``{sku}_{width}x{height}``; columns that it
+            uses may be in the file beside those of a submission.
+        defaults: values for fields that a row leaves empty.
+
+    Raises:
+        ManifestError: the file as a whole cannot be read: no rows, no text, a bad header.
+    """
+    name = _Namer(name_template) if name_template else None
+    allowed = {*FIELDS, *(name.columns if name else ())}
+    records = _csv_records(file, allowed) if kind is ManifestKind.CSV else _json_records(file)
+    empty = True
+    try:
+        for line, record in records:
+            empty = False
+            yield record if isinstance(record, Row) else _row(line, record, allowed, name, defaults or {})
+    except UnicodeDecodeError as error:
+        raise ManifestError([Problem(0, None, f"is not UTF-8 text ({error.reason}): save it as CSV UTF-8")]) from None
+    if empty:
+        raise ManifestError([Problem(0, None, "holds no rows: there is nothing to submit")])
+
+
+def accept(rows: Iterable[Row], *, keep: Callable[[Submission], None], partial: bool = False) -> list[Problem]:
+    """Hand every good row to ``keep``. Names must differ within the manifest.
+
+    Returns the problems of the rows left out, which is an empty list unless ``partial``.
+
+    Raises:
+        ManifestError: there are bad rows and not ``partial``, or no good one at all.
+    """
+    problems: list[Problem] = []
+    lines_by_name: dict[str, int] = {}
+    count = good = 0
+    for row in rows:
+        found = row.problems or _clash(row, lines_by_name)
+        if found:
+            count += len(found)
+            problems += found[: PROBLEMS_MAX - len(problems)]
+        elif row.submission is not None:
+            good += 1
+            keep(row.submission)
+    if count and not (partial and good):
+        raise ManifestError(problems, count)
+    return problems
+
+
+def _clash(row: Row, lines_by_name: dict[str, int]) -> tuple[Problem, ...]:
+    name = row.submission.name if row.submission else None
+    if name is None:
+        return ()
+    first = lines_by_name.setdefault(name.casefold(), row.line)
+    if first == row.line:
+        return ()
+    return (Problem(row.line, "name", f"{name!r} is the name of line {first} already: names must differ"),)
+
+
+def _csv_records(file: io.TextIOBase, allowed: set[str]) -> Iterator[tuple[int, dict[str, Any] | Row]]:
+    reader = csv.reader(file, strict=True)
+    try:
+        header = [cell.strip() for cell in next(reader, [])]
+        _check_header(header, allowed)
+        for cells in reader:
+            if any(cell.strip() for cell in cells):
+                yield reader.line_num, _csv_record(reader.line_num, header, cells)
+    except csv.Error as error:
+        raise ManifestError([Problem(reader.line_num, None, f"is no CSV: {error}")]) from None
+
+
+def _csv_record(line: int, header: list[str], cells: list[str]) -> dict[str, Any] | Row:
+    if len(cells) > len(header):
+        problem = f"has {len(cells)} cells and the header {len(header)}: put a cell that holds a comma in quotes"
+        return Row(line, None, (Problem(line, None, problem),))
+    return {column: cell for column, cell in zip(header, cells, strict=False) if cell != ""}
+
+
+def _check_header(header: list[str], allowed: set[str]) -> None:
+    if not header:
+        raise ManifestError([Problem(0, None, "is empty: the first line must name the columns")])
+    problems = [Problem(1, column, "is there twice") for column in sorted({c for c in header if header.count(c) > 1})]
+    for column in header:
+        if column not in allowed:
+            problems.append(Problem(1, column, f"is no column of a request ({', '.join(FIELDS)}), nor used by --name"))
+    if "prompt" not in header:
+        problems.append(Problem(1, "prompt", "is missing"))
+    if problems:
+        raise ManifestError(problems)
+
+
+def _json_records(file: io.TextIOBase) -> Iterator[tuple[int, dict[str, Any] | Row]]:
+    for line, text in enumerate(file, start=1):
+        if not text.strip():
+            continue
+        try:
+            record = json.loads(text)
+        except ValueError as error:
+            yield line, Row(line, None, (Problem(line, None, f"is no JSON: {error}"),))
+            continue
+        if isinstance(record, dict):
+            yield line, record
+        else:
+            yield line, Row(line, None, (Problem(line, None, "is no JSON object"),))
+
+
+def _row(
+    line: int, record: dict[str, Any], allowed: set[str], name: "_Namer | None", defaults: Mapping[str, Any]
+) -> Row:
+    unknown = [Problem(line, str(column), "is no field of a request") for column in record if column not in allowed]
+    if unknown:
+        return Row(line, None, tuple(unknown))
+    values = {**defaults, **{column: value for column, value in record.items() if column in FIELDS}}
+    try:
+        submission = Submission.model_validate(values)
+        if name:
+            named = name.of({**submission.model_dump(mode="json"), **record})
+            submission = Submission.model_validate({**values, "name": named})
+    except ValidationError as error:
+        return Row(line, None, tuple(_problems(line, error)))
+    except KeyError as error:
+        return Row(line, None, (Problem(line, str(error.args[0]), "is empty, and --name uses it"),))
+    return Row(line, submission)
+
+
+def _problems(line: int, error: ValidationError) -> Iterator[Problem]:
+    for detail in error.errors(include_url=False):
+        yield Problem(line, ".".join(map(str, detail["loc"])), detail["msg"].removeprefix("Value error, "))
+
+
+class _Namer:
+    """Fills the template of ``--name``: plain ``{column}`` places, nothing of Python's format language beyond them."""
+
+    def __init__(self, template: str) -> None:
+        # A suffix may be given as users think of it; the image's format decides.
+        self._template = template.removesuffix(".{format}")
+        for suffix in (".png", ".jpg", ".jpeg", ".webp"):
+            self._template = self._template.removesuffix(suffix)
+        try:
+            parts = list(string.Formatter().parse(self._template))
+        except ValueError as error:
+            raise ManifestError([Problem(0, None, f"--name {template!r}: {error}")]) from None
+        self.columns = [column for _, column, _, _ in parts if column is not None]
+        if any(spec or conversion for _, _, spec, conversion in parts) or not all(
+            column.isidentifier() for column in self.columns
+        ):
+            raise ManifestError([Problem(0, None, f"--name {template!r}: write columns as {{column}}, nothing else")])
+
+    def of(self, values: Mapping[str, Any]) -> str:
+        """The name of one row. Raises: KeyError, naming a column that the row leaves empty."""
+        return self._template.format_map(values)

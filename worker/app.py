@@ -1,0 +1,217 @@
+"""Celery wiring, and nothing else: one process, one device, one engine.
+
+Celery runs with the threads pool: a task thread waits for its image, encodes and uploads, while the engine's thread
+owns the device. Each job keeps its own acknowledgement, given late.
+"""
+
+import argparse
+import logging
+import os
+import socket
+import sys
+import threading
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+from uuid import UUID, uuid4
+
+from celery import Celery, signals
+from celery.exceptions import SecurityWarning
+
+from pipeline.errors import PipelineError
+from producer.jobs import schema
+from producer.jobs.contract import TASK, Message
+from producer.jobs.errors import FarmError
+from producer.jobs.queue import celery_app
+from producer.jobs.settings import Settings, load_settings
+from producer.jobs.storage import Storage
+from producer.jobs.store import Store
+from worker.device import Device, DrawingEngine
+from worker.executor import Executor
+from worker.lease import Lease
+from worker.metrics import Metrics
+
+log = logging.getLogger("worker")
+
+DEFAULT_MODEL = "AIDC-AI/Ovis-Image-7B"
+EXIT_SETTINGS = 2
+EXIT_DEADLINE = 75
+SWITCH_INTERVAL_S = 1e-4
+"""So that busy Python in the task threads cannot starve the engine's thread (DESIGN.md has the measurement)."""
+
+
+@dataclass(frozen=True)
+class Drawer:
+    """An engine, and the names under which it is known."""
+
+    engine: DrawingEngine
+    device: str
+    model: str
+    revision: str
+
+
+def load_drawer(settings: Settings) -> Drawer:
+    """Load the model of the settings onto its device. Raises: CheckpointError, DeviceError."""
+    import torch  # seconds to import: only after the settings proved right
+
+    from pipeline.engine import Engine
+    from pipeline.model import load_model
+
+    device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    name = settings.model or (DEFAULT_MODEL if device.startswith("cuda") else "tiny")
+    model = load_model(
+        name,
+        device=device,
+        revision=settings.model_revision,
+        offline=settings.offline,
+        models_dir=settings.models_dir,
+    )
+    return Drawer(Engine(model), str(model.device), model.name, model.revision)
+
+
+class Worker:
+    """One worker process: its lease, its device, and the Celery consumer that feeds them."""
+
+    def __init__(self, settings: Settings, drawer: Drawer, store: Store, storage: Storage) -> None:
+        self.id = uuid4()
+        self._durations = settings.durations
+        self._device = Device(drawer.engine, step_limit_s=settings.step_limit_s)
+        self._concurrency = self._device.capacity + settings.upload_slots
+        self._lease = Lease(
+            store,
+            self.id,
+            _description(drawer, self._device.capacity),
+            self._durations,
+            drawing=self._drawing,
+            on_lost=self._device.cancel,
+        )
+        self._metrics = Metrics()
+        self._executor = Executor(
+            self.id,
+            drawer.model,
+            drawer.revision,
+            store=store,
+            storage=storage,
+            device=self._device,
+            lease=self._lease,
+            metrics=self._metrics,
+            durations=self._durations,
+        )
+        self._app = self._wired(celery_app(settings.require("redis_url")))
+        if settings.metrics_port is not None:
+            port = self._metrics.serve(settings.metrics_host, settings.metrics_port)
+            log.info("metrics at http://%s:%d/metrics", settings.metrics_host, port)
+
+    def run(self) -> int:
+        """Consume until SIGTERM or SIGINT; returns the exit code."""
+        self._device.start()
+        self._lease.start()
+        signals.setup_logging.connect(_keep_logging)
+        signals.worker_shutting_down.connect(self._begin_draining)
+        consumer = self._app.Worker(
+            pool="threads",
+            concurrency=self._concurrency,
+            hostname=f"{self.id}@%h",
+            without_gossip=True,
+            without_mingle=True,
+            without_heartbeat=True,
+            quiet=True,
+        )
+        log.info("worker %s takes jobs, %d at once", self.id, self._concurrency)
+        try:
+            consumer.start()
+        finally:
+            self._device.stop()
+            self._lease.stop()
+        log.info("worker %s has ended", self.id)
+        return int(consumer.exitcode or 0)
+
+    def _wired(self, app: Celery) -> Celery:
+        @app.task(name=TASK)
+        def draw(job_id: str, claim: int) -> None:
+            self._executor.execute(Message(UUID(job_id), claim))
+
+        return app
+
+    def _begin_draining(self, **_signal: Any) -> None:
+        """Celery has stopped consuming: finish what fits in the grace time, then give the rest back."""
+        log.info("stopping: %.0f s to finish what is being drawn", self._durations.grace_s)
+        self._executor.drain()
+        threading.Thread(target=self._end_in_time, name="deadline", daemon=True).start()
+
+    def _end_in_time(self) -> None:
+        pause = threading.Event()
+        pause.wait(self._durations.grace_s)
+        self._device.drain()
+        pause.wait(self._durations.grace_s / 2 + 2)
+        log.critical("the pool still waits after its grace time: the process ends, its leases lapse")
+        logging.shutdown()
+        os._exit(EXIT_DEADLINE)
+
+    def _drawing(self) -> list[dict[str, Any]]:
+        return [
+            {"job": str(message.job_id), "step": done.done, "steps": done.of}
+            for message, done in self._device.progress().items()
+            if isinstance(message, Message)
+        ]
+
+
+def _keep_logging(**_signal: Any) -> None:
+    """A receiver for ``setup_logging``: with one, Celery leaves the process's own logging as it is."""
+
+
+def _description(drawer: Drawer, capacity: int) -> dict[str, Any]:
+    return {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "device": drawer.device,
+        "model": drawer.model,
+        "revision": drawer.revision,
+        "version": version("ovis-batch"),
+        "capacity": capacity,
+    }
+
+
+def run(
+    settings: Settings,
+    load: Callable[[Settings], Drawer] = load_drawer,
+    storage_at: Callable[[Settings], Storage] = Storage,
+) -> int:
+    """Run one worker until it is told to stop; ``load`` and ``storage_at`` are the benchmarks' to replace.
+
+    Raises: FarmError, PipelineError: it cannot start, and the message says what to do.
+    """
+    database_url = settings.require("database_url")
+    schema.check(database_url)
+    storage = storage_at(settings)
+    storage.ensure_bucket()
+    drawer = load(settings)
+    log.info("model %s at %s on %s", drawer.model, drawer.revision, drawer.device)
+    store = Store.at(database_url, connections=drawer.engine.capacity + settings.upload_slots + 2)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    warnings.filterwarnings("ignore", category=SecurityWarning)  # of running as root: no message can carry code here
+    try:
+        return Worker(settings, drawer, store, storage).run()
+    finally:
+        store.close()
+        storage.close()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """``python -m worker.app [--device cuda:1]``: exit code 0 after SIGTERM, 2 if it cannot start."""
+    parser = argparse.ArgumentParser(prog="python -m worker.app", description="One worker process on one device.")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, …; default: OVIS_DEVICE, or cuda if there is one")
+    device = parser.parse_args(arguments).device
+    try:
+        settings = load_settings(**({"device": device} if device else {}))
+        logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        return run(settings)
+    except (FarmError, PipelineError) as error:
+        print(f"ovis-batch worker: {error}", file=sys.stderr)
+        return EXIT_SETTINGS
+
+
+if __name__ == "__main__":
+    sys.exit(main())

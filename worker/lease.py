@@ -1,0 +1,108 @@
+"""The worker's heartbeat, and the question which of its claims still hold.
+
+One row per worker carries the heartbeat, never the job's row. A claim that no longer holds (cancelled, reclaimed) is
+dropped from the engine between two steps. A missing Postgres ends nothing: drawing goes on, and the fence of every
+later write decides.
+"""
+
+import json
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from uuid import UUID
+
+from producer.jobs.contract import Claim, Message
+from producer.jobs.errors import Unavailable
+from producer.jobs.settings import Durations
+from producer.jobs.store import Store
+
+log = logging.getLogger(__name__)
+
+
+class Lease:
+    """Keeps one worker's lease. ``drawing`` tells what it draws; ``on_lost`` is called once for each lost claim."""
+
+    def __init__(
+        self,
+        store: Store,
+        worker_id: UUID,
+        description: dict[str, Any],
+        durations: Durations,
+        *,
+        drawing: Callable[[], list[dict[str, Any]]],
+        on_lost: Callable[[Message], None],
+    ) -> None:
+        self._store = store
+        self._worker_id = worker_id
+        self._description = description
+        self._durations = durations
+        self._drawing = drawing
+        self._on_lost = on_lost
+        self._held: set[Message] = set()
+        self._lost: set[Message] = set()
+        self._away = False
+        self._stop = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._repeat, args=(act, pause_s), name=name, daemon=True)
+            for name, act, pause_s in (
+                ("heartbeat", self.beat, durations.heartbeat_s),
+                ("claim-check", self._check, durations.claim_check_s),
+            )
+        ]
+
+    def start(self) -> None:
+        """Register the worker, then keep its lease. Raises: Unavailable, if the first heartbeat fails."""
+        self.beat()
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """End in order: the leader need not wait for the lease to lapse."""
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+        try:
+            self._store.farewell(self._worker_id)
+        except Unavailable as error:
+            log.warning("could not say farewell (%s); the lease will lapse", error)
+
+    def beat(self) -> None:
+        self._store.beat(self._worker_id, self._description, json.dumps(self._drawing()))
+
+    @contextmanager
+    def holding(self, claim: Claim) -> Iterator[None]:
+        """Ask after this claim for as long as the body runs."""
+        message = claim.message
+        self._held.add(message)
+        try:
+            yield
+        finally:
+            self._held.discard(message)
+            self._lost.discard(message)
+
+    def lost(self, claim: Claim) -> bool:
+        """Whether the claim was seen not to hold any more."""
+        return claim.message in self._lost
+
+    def _check(self) -> None:
+        asked = set(self._held)
+        if not asked:
+            return
+        for message in (asked - self._store.holding(self._worker_id, asked)) & self._held - self._lost:
+            self._lost.add(message)
+            self._on_lost(message)
+
+    def _repeat(self, act: Callable[[], None], pause_s: float) -> None:
+        while not self._stop.wait(pause_s):
+            try:
+                act()
+            except Unavailable as error:
+                if not self._away:
+                    log.error("no heartbeat until %s", error)
+                self._away = True
+            else:
+                if self._away:
+                    log.info("Postgres answers again: the heartbeat goes on")
+                self._away = False
