@@ -1,0 +1,67 @@
+"""The command line, ``ovis-batch``. Speaks HTTP to a farm, or starts one.
+
+Exit codes, the same for every command:
+
+0    done; every image that was waited for succeeded
+1    done, and some image did not succeed
+2    bad input or settings: the message says what to change; nothing was submitted
+3    the farm, or a server that it needs, does not answer
+4    no such job or batch
+130  interrupted; jobs that were submitted go on
+"""
+
+import sys
+from typing import NoReturn
+
+import typer
+from rich.console import Console
+
+from pipeline.errors import PipelineError
+from producer.cli import farm, jobs, roles
+from producer.client import ClientError, NotFound, Unreachable
+from producer.jobs.errors import FarmError, Unavailable
+
+EXIT_BAD_INPUT = 2
+EXIT_UNREACHABLE = 3
+EXIT_NOT_FOUND = 4
+EXIT_INTERRUPTED = 130
+
+app = typer.Typer(
+    name="ovis-batch",
+    help="A render farm for Ovis-Image: hand in prompts, get images.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for module in (jobs, farm, roles):
+    for command in module.COMMANDS:
+        app.command()(command)
+
+
+def main() -> NoReturn:
+    """Run the command line and exit with one of the codes above."""
+    try:
+        code = app(standalone_mode=False)
+    except typer.Abort:
+        sys.exit(EXIT_INTERRUPTED)
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+    except (FarmError, PipelineError, ClientError) as error:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"ovis-batch: {error}", markup=False)
+        sys.exit(_exit_code(error))
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except Exception as error:
+        show = getattr(error, "show", None)  # click's own errors: a wrong option, a missing argument
+        if show is None:
+            raise
+        show()
+        sys.exit(EXIT_BAD_INPUT)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _exit_code(error: Exception) -> int:
+    if isinstance(error, NotFound):
+        return EXIT_NOT_FOUND
+    return EXIT_UNREACHABLE if isinstance(error, Unreachable | Unavailable) else EXIT_BAD_INPUT

@@ -1,0 +1,257 @@
+"""The commands of those who want images: submit, status, wait, results. They speak HTTP to the farm."""
+
+import contextlib
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Annotated, Any
+from uuid import UUID
+
+import typer
+from pydantic import BaseModel, ValidationError
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.request import ImageFormat
+from producer.cli.download import download_batch
+from producer.cli.progress import BatchProgress
+from producer.client import Batch, Client, Farm, Job, NotFound
+from producer.jobs.contract import Priority, Submission
+from producer.jobs.errors import SettingsError
+from producer.jobs.settings import load_settings
+from producer.manifest import ManifestKind, Problem, accept, read
+
+EXIT_SOME_FAILED = 1
+SPOOL_BYTES = 8 * 2**20
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for a program to read.")]
+console = Console(highlight=False, soft_wrap=True)
+errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def submit(
+    prompt: Annotated[str | None, typer.Argument(help="What to draw; or give --file.")] = None,
+    file: Annotated[Path | None, typer.Option("--file", "-f", help="A .csv or .jsonl manifest; - is stdin.")] = None,
+    kind: Annotated[
+        ManifestKind | None, typer.Option(help="How the manifest is written, if its name says not.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Output names from columns: '{sku}_{width}x{height}'.")] = None,
+    batch_name: Annotated[str | None, typer.Option(help="Name of the batch; default: the file's name.")] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="What to keep away from.")] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels, 64 to 2048.")] = None,
+    height: Annotated[int | None, typer.Option(help="Pixels, 64 to 2048.")] = None,
+    steps: Annotated[int | None, typer.Option(help="1 to 100.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="0 to 20.")] = None,
+    seed: Annotated[int | None, typer.Option(help="For an image that can be drawn again.")] = None,
+    format: Annotated[ImageFormat | None, typer.Option(help="Of the image file.")] = None,
+    quality: Annotated[int | None, typer.Option(help="Of jpeg and webp, 1 to 100.")] = None,
+    priority: Annotated[Priority | None, typer.Option(help="Who goes first.")] = None,
+    partial: Annotated[bool, typer.Option("--partial", help="Submit the good rows though others are bad.")] = False,
+    wait_: Annotated[bool, typer.Option("--wait", help="Wait until all is drawn.")] = False,
+    as_json: AsJson = False,
+) -> int:
+    """Submit one prompt, or a manifest with one image a row. The options are defaults for all rows."""
+    if (prompt is None) == (file is None):
+        raise SettingsError("give either a prompt or --file")
+    given = {
+        "negative_prompt": negative_prompt,
+        "width": width,
+        "height": height,
+        "steps": steps,
+        "guidance": guidance,
+        "seed": seed,
+        "format": format,
+        "quality": quality,
+        "priority": priority,
+    }
+    defaults = {field: value for field, value in given.items() if value is not None}
+    with _client() as client:
+        if file is None:
+            submitted: Job | Batch = client.submit(_checked({"prompt": prompt, "name": name, **defaults}))
+        else:
+            submitted = _submit_manifest(client, file, kind, name, batch_name, defaults, partial)
+        if not wait_:
+            _say_submitted(submitted, as_json)
+            return 0
+        return _wait(client, submitted, as_json)
+
+
+def status(
+    id: Annotated[UUID | None, typer.Argument(help="A job or a batch; default: the whole farm.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show a job, a batch, or the whole farm."""
+    with _client() as client:
+        shown: Job | Batch | Farm = client.farm() if id is None else _find(client, id)
+    if as_json:
+        _print_json(shown)
+    else:
+        console.print(_farm_table(shown) if isinstance(shown, Farm) else _line(shown), markup=False)
+
+
+def wait(id: Annotated[UUID, typer.Argument(help="A job or a batch.")], as_json: AsJson = False) -> int:
+    """Wait until a job or all of a batch has ended; exit code 1 if an image did not succeed."""
+    with _client() as client:
+        return _wait(client, _find(client, id), as_json)
+
+
+def results(
+    batch: Annotated[UUID, typer.Argument(help="The batch.")],
+    to: Annotated[Path, typer.Option(help="The folder to fill.")] = Path("results"),
+    as_json: AsJson = False,
+) -> int:
+    """Download a batch: its images, results.csv and a contact sheet. Asking again goes on where it stopped."""
+    with _client() as client:
+        total = client.batch(batch).counts["succeeded"]
+        with errors.status(f"downloading {total} images") if errors.is_terminal else contextlib.nullcontext():
+            jobs = download_batch(client, batch, to)
+    there = sum(job.state == "succeeded" for job in jobs)
+    if as_json:
+        print(json.dumps({"folder": str(to), "images": there, "jobs": len(jobs)}))
+    else:
+        console.print(downloaded(there, len(jobs), to), markup=False)
+    return 0 if there == len(jobs) else EXIT_SOME_FAILED
+
+
+def downloaded(images: int, of: int, to: Path) -> str:
+    """What a download ends with."""
+    return f"{images} of {of} images in {to}, with results.csv and contact-sheet.png"
+
+
+def _client() -> Client:
+    return Client(load_settings().base_url)
+
+
+def _find(client: Client, id: UUID) -> Job | Batch:
+    try:
+        return client.batch(id)
+    except NotFound:
+        return client.job(id)
+
+
+def _checked(values: dict[str, Any]) -> dict[str, Any]:
+    """The values, if they make a submission; the error names the option otherwise."""
+    values = {field: value for field, value in values.items() if value is not None}
+    try:
+        Submission.model_validate(values)
+    except ValidationError as error:
+        problems = (f"{'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors())
+        raise SettingsError("; ".join(problems)) from None
+    return values
+
+
+def _submit_manifest(
+    client: Client,
+    file: Path,
+    kind: ManifestKind | None,
+    name: str | None,
+    batch_name: str | None,
+    defaults: dict[str, Any],
+    partial: bool,
+) -> Batch:
+    """Read all rows first, into a spool, so that a bad one is told before any is submitted."""
+    with tempfile.SpooledTemporaryFile(SPOOL_BYTES, mode="w+", encoding="utf-8") as spool:
+        with _opened(file) as source:
+            rows = read(source, kind or _kind(file), name_template=name, defaults=defaults)
+            left_out = accept(rows, keep=lambda row: _write_line(spool, row), partial=partial)
+        _say_left_out(left_out)
+        spool.seek(0)
+        return client.submit_batch(batch_name or (file.stem if str(file) != "-" else "stdin"), map(json.loads, spool))
+
+
+def _write_line(spool: IO[str], row: Submission) -> None:
+    spool.write(row.model_dump_json(exclude_defaults=True) + "\n")
+
+
+def _kind(file: Path) -> ManifestKind:
+    return ManifestKind.CSV if str(file) == "-" else ManifestKind.of(file)
+
+
+@contextlib.contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    if str(file) == "-":
+        sys.stdin.reconfigure(encoding="utf-8-sig", newline="")  # type: ignore[union-attr]
+        yield sys.stdin
+        return
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as source:
+            yield source
+    except OSError as error:
+        raise SettingsError(f"{file} cannot be read: {error.strerror}") from None
+
+
+def _say_left_out(problems: list[Problem]) -> None:
+    for problem in problems:
+        errors.print(f"left out: {problem}", markup=False)
+
+
+def _wait(client: Client, submitted: Job | Batch, as_json: bool) -> int:
+    try:
+        if isinstance(submitted, Batch):
+            ended: Job | Batch = wait_for_batch(client, submitted)
+        else:
+            ended = client.wait(submitted)
+    except KeyboardInterrupt:
+        errors.print(f"\nthe jobs go on; come back with: ovis-batch wait {submitted.id}", markup=False)
+        raise
+    if as_json:
+        _print_json(ended)
+    else:
+        console.print(_line(ended), markup=False)
+    return exit_code(ended)
+
+
+def exit_code(ended: Job | Batch) -> int:
+    """0 if every image is there, 1 otherwise."""
+    good = ended.counts["succeeded"] == ended.jobs if isinstance(ended, Batch) else ended.state == "succeeded"
+    return 0 if good else EXIT_SOME_FAILED
+
+
+def wait_for_batch(client: Client, batch: Batch, on_poll: Callable[[], None] = lambda: None) -> Batch:
+    """Wait until the whole batch has ended, with a progress bar; ``on_poll`` is called at each look."""
+    with BatchProgress(errors, batch.name, batch.jobs) as show:
+
+        def look(now: Batch) -> None:
+            show(now)
+            on_poll()
+
+        return client.wait(batch, progress=look, poll_s=0.5)
+
+
+def _say_submitted(submitted: Job | Batch, as_json: bool) -> None:
+    if as_json:
+        _print_json(submitted)
+        return
+    what = f"batch {submitted.id}: {submitted.jobs} jobs" if isinstance(submitted, Batch) else f"job {submitted.id}"
+    console.print(f"submitted {what}\n  ovis-batch wait {submitted.id}", markup=False)
+    if isinstance(submitted, Batch):
+        console.print(f"  ovis-batch results {submitted.id} --to results", markup=False)
+
+
+def _print_json(shown: BaseModel) -> None:
+    print(shown.model_dump_json(indent=2))
+
+
+def _line(shown: Job | Batch) -> str:
+    if isinstance(shown, Batch):
+        counts = ", ".join(f"{count} {state}" for state, count in shown.counts.items() if count)
+        return f"batch {shown.id} {shown.name!r}: {shown.finished} of {shown.jobs} ended ({counts or 'empty'})"
+    cause = f": {shown.error_message}" if shown.error_message else ""
+    return f"job {shown.id}: {shown.state}{cause}"
+
+
+def _farm_table(farm: Farm) -> Table:
+    table = Table(title=", ".join(f"{count} {state}" for state, count in farm.counts.items()), title_justify="left")
+    for column in ("worker", "device", "model", "drawing", "heartbeat"):
+        table.add_column(column)
+    for worker in farm.workers:
+        age = f"{worker.heartbeat_age_s:.0f} s ago" + ("" if worker.live else ", silent")
+        table.add_row(f"{worker.host}:{worker.pid}", worker.device, worker.model, str(len(worker.drawing)), age)
+    if not farm.workers:
+        table.caption = "no worker: start one with `ovis-batch worker`"
+    return table
+
+
+COMMANDS = (submit, status, wait, results)

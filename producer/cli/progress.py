@@ -1,0 +1,60 @@
+"""Shows how a batch goes on: a bar with images a second and the time left; plain lines where there is no terminal."""
+
+import time
+from collections.abc import Callable
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from producer.client import Batch
+
+LINE_EVERY_S = 5.0
+
+
+class RateColumn(ProgressColumn):
+    """Images a second since the start."""
+
+    def render(self, task: Task) -> Text:
+        if not task.elapsed or not task.completed:
+            return Text("–.– images/s")
+        return Text(f"{task.completed / task.elapsed:.1f} images/s")
+
+
+class BatchProgress:
+    """A context that is told of every new state of one batch."""
+
+    def __init__(self, console: Console, name: str, total: int) -> None:
+        self._console = console
+        self._name = name
+        self._began = self._said = time.monotonic()
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            RateColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(compact=True),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task(name, total=total)
+
+    def __enter__(self) -> Callable[[Batch], None]:
+        self._bar.start()
+        return self._show
+
+    def __exit__(self, *_error: object) -> None:
+        self._bar.stop()
+
+    def _show(self, batch: Batch) -> None:
+        self._bar.update(self._task, completed=batch.finished)
+        now = time.monotonic()
+        if self._console.is_terminal or (now - self._said < LINE_EVERY_S and not batch.done):
+            return
+        self._said = now
+        rate = batch.finished / (now - self._began)
+        left = f", {(batch.jobs - batch.finished) / rate:.0f} s left" if rate and not batch.done else ""
+        self._console.print(
+            f"{self._name}: {batch.finished} of {batch.jobs}, {rate:.1f} images/s{left}", highlight=False
+        )

@@ -1,0 +1,77 @@
+"""The commands that are one process of a farm each: migrate, api, dispatcher, worker; and the model's selftest.
+
+A worker is started by command, never by import: this side reaches no torch.
+"""
+
+import logging
+import os
+import signal
+import sys
+import threading
+from typing import Annotated
+
+import typer
+
+from producer import api as http_api
+from producer.jobs import schema
+from producer.jobs.dispatcher import Dispatcher
+from producer.jobs.queue import Queue
+from producer.jobs.settings import Settings, load_settings
+from producer.jobs.store import Store
+
+log = logging.getLogger(__name__)
+
+
+def migrate() -> None:
+    """Bring the database's schema to this version's."""
+    schema.upgrade(load_settings().require("database_url"))
+    typer.echo(f"the schema is at {schema.head()}")
+
+
+def api() -> None:
+    """Serve the HTTP API and the page, with a dispatcher inside."""
+    settings = _logged(load_settings())
+    http_api.serve(settings)
+
+
+def dispatcher() -> None:
+    """Run a dispatcher of its own: moves jobs from Postgres to Redis. Several may run; one leads."""
+    settings = _logged(load_settings())
+    database_url = settings.require("database_url")
+    queue = Queue(settings.require("redis_url"))
+    schema.check(database_url)
+    store = Store.at(database_url)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    Dispatcher(store, queue, settings.durations).run(stop)
+    queue.close()
+    store.close()
+
+
+def worker(
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …; default: cuda if there is one.")] = None,
+) -> None:
+    """Run one worker process on one device, until SIGTERM."""
+    command = [sys.executable, "-m", "worker.app"]
+    os.execv(sys.executable, command + (["--device", device] if device else []))
+
+
+def selftest(
+    model: Annotated[str, typer.Option(help="'tiny', a checkpoint folder, or a hub name.")],
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …")] = None,
+    revision: Annotated[str | None, typer.Option(help="A commit of the hub repository.")] = None,
+) -> None:
+    """Draw a few images by diffusers' own pipeline and by the engine, and compare them."""
+    options = {"--model": model, "--device": device, "--revision": revision}
+    options["--models-dir"] = str(load_settings().models_dir)
+    words = [word for option, value in options.items() if value for word in (option, value)]
+    os.execv(sys.executable, [sys.executable, "-m", "pipeline.selftest", *words])
+
+
+def _logged(settings: Settings) -> Settings:
+    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    return settings
+
+
+COMMANDS = (migrate, api, dispatcher, worker, selftest)
