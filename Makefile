@@ -1,6 +1,7 @@
 # ovis-batch: every command that README names. `make help` lists them.
 
-PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do command -v $$p >/dev/null 2>&1 && echo $$p && break; done)
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -45,9 +46,7 @@ clean: ## Remove the environment, the farm's data and the demo's output
 	rm -rf $(VENV) .ovis demo-output *.egg-info
 
 $(INSTALLED): pyproject.toml constraints.txt
-	@test -n "$(PYTHON)" || { echo "no python3 found: install Python 3.11 or later"; exit 2; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-		|| { echo "$(PYTHON) is older than 3.11: install Python 3.11 or later, or set PYTHON=/path/to/one"; exit 2; }
+	@test -n "$(PYTHON)" || { echo "No Python 3.11 or later found: install one, or set PYTHON=/path/to/it"; exit 2; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 		v=$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
 		echo "$(PYTHON) cannot make environments: run  sudo apt-get install python$$v-venv"; exit 2; }
