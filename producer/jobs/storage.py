@@ -13,6 +13,7 @@ from uuid import UUID
 import boto3
 from botocore.client import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from botocore.handlers import add_expect_header
 
 from pipeline.request import ImageFormat
 from producer.jobs.errors import NotFound, SettingsError, Unavailable
@@ -116,7 +117,7 @@ def _reason(error: ClientError) -> str:
 
 def _client(settings: Settings, endpoint_url: str) -> "S3Client":
     access, secret = settings.s3_access_key_id, settings.s3_secret_access_key
-    return boto3.session.Session().client(
+    client: "S3Client" = boto3.session.Session().client(
         "s3",
         endpoint_url=endpoint_url,
         region_name=settings.s3_region,
@@ -133,3 +134,6 @@ def _client(settings: Settings, endpoint_url: str) -> "S3Client":
             s3={"addressing_style": "path"},
         ),
     )
+    # An image is small: asking the server's leave first (Expect: 100-continue) costs a round trip and up to a second.
+    client.meta.events.unregister("before-call.s3", add_expect_header)
+    return client

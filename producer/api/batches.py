@@ -1,0 +1,107 @@
+"""The paths of batches: submit many jobs at once, all or none, and read them back in order."""
+
+from typing import IO, Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from pydantic import TypeAdapter, ValidationError
+
+from producer.api.answers import PREFIX, Batch, BatchList, Job, JobPage
+from producer.api.bodies import (
+    BATCH_MAX_BYTES,
+    JSON,
+    NDJSON,
+    BatchName,
+    media_type,
+    parse_batch,
+    read,
+    spool,
+    spooled,
+    submissions,
+)
+from producer.api.documents import body_of, problems
+from producer.api.errors import Fault, Invalid
+from producer.api.jobs import Limit
+from producer.api.problems import faults_of
+from producer.api.services import Here, Services
+from producer.jobs import contract
+from producer.jobs.contract import State
+
+POSITION_MAX = 2**31 - 1
+
+router = APIRouter(prefix=f"{PREFIX}/batches", tags=["batches"])
+
+
+@router.post(
+    "",
+    status_code=201,
+    openapi_extra=body_of({JSON: "BatchSubmission", NDJSON: "Submission"}),
+    responses=problems(400, 413, 415, 422),
+)
+async def submit(
+    request: Request,
+    here: Here,
+    response: Response,
+    name: Annotated[str | None, Query(description="Of the batch; for application/x-ndjson alone.")] = None,
+) -> Batch:
+    """Submit a batch: all of its jobs, or none.
+
+    ``application/json`` holds the name and up to 10,000 jobs. ``application/x-ndjson`` holds one job a line, as many
+    as there are, and is never held in memory; its name stands in the query.
+    """
+    if media_type(request, JSON, NDJSON) == JSON:
+        body = await read(request, BATCH_MAX_BYTES)
+        batch = await run_in_threadpool(_submit_document, here, body)
+    else:
+        title = _checked_name(name)
+        with spooled() as file:
+            await spool(request, file)
+            batch = await run_in_threadpool(_submit_lines, here, title, file)
+    response.headers["Location"] = f"{PREFIX}/batches/{batch.id}"
+    return Batch.from_contract(batch)
+
+
+def _submit_document(here: Services, body: bytes) -> contract.Batch:
+    handed_in = parse_batch(body)
+    return here.store.submit_batch(handed_in.name, handed_in.jobs, max_failures=here.settings.max_failures)
+
+
+def _submit_lines(here: Services, name: str, file: IO[bytes]) -> contract.Batch:
+    return here.store.submit_batch(name, submissions(file), max_failures=here.settings.max_failures)
+
+
+def _checked_name(name: str | None) -> str:
+    """Raises: Invalid."""
+    if name is None:
+        raise Invalid([Fault(field="name", message=f"is missing: {NDJSON} needs ?name=")])
+    try:
+        return TypeAdapter(BatchName).validate_python(name)
+    except ValidationError as error:
+        faults = faults_of(error.errors())
+        raise Invalid([fault.model_copy(update={"field": "name"}) for fault in faults]) from None
+
+
+@router.get("", responses=problems(422))
+def batches(here: Here, limit: Annotated[int, Query(ge=1, le=100)] = 20) -> BatchList:
+    """The newest batches first."""
+    return BatchList(batches=[Batch.from_contract(batch) for batch in here.store.batches(limit)])
+
+
+@router.get("/{batch_id}", responses=problems(404, 422))
+def batch(batch_id: UUID, here: Here) -> Batch:
+    """One batch, counted by state."""
+    return Batch.from_contract(here.store.batch(batch_id))
+
+
+@router.get("/{batch_id}/jobs", responses=problems(404, 422))
+def batch_jobs(
+    batch_id: UUID,
+    here: Here,
+    after: Annotated[int, Query(ge=-1, le=POSITION_MAX, description="'next' of the page before.")] = -1,
+    limit: Limit = 1000,
+    state: State | None = None,
+) -> JobPage:
+    """The batch's jobs in the order of submission."""
+    found = here.store.batch_jobs(batch_id, after=after, limit=limit, state=state)
+    return JobPage(jobs=[Job.of(job) for job in found], next=found[-1].position if len(found) == limit else None)

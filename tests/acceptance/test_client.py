@@ -1,0 +1,198 @@
+"""The client against the real API: what somebody else's Python does with a farm."""
+
+import http.server
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from pipeline.request import ImageRequest
+from producer import client as farm_client
+from producer.client import Client, Corrupt, NotDone, NotFound, Refused, ServerError, Unreachable
+from producer.jobs.settings import Settings
+from tests.farm import Farmhand, free_port, serving
+
+SMALL = {"prompt": "a paper boat", "width": 64, "height": 64}
+
+
+@pytest.fixture
+def farm(settings: Settings) -> Iterator[Client]:
+    with serving(settings) as url, Client(url) as client:
+        yield client
+
+
+@pytest.fixture
+def hand(settings: Settings) -> Iterator[Farmhand]:
+    farmhand = Farmhand(settings)
+    yield farmhand
+    farmhand.close()
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The waits between attempts, not waited."""
+    waits: list[float] = []
+    monkeypatch.setattr(farm_client.time, "sleep", waits.append)
+    return waits
+
+
+def test_a_batch_goes_in_is_waited_for_and_comes_back_as_images(farm: Client, hand: Farmhand) -> None:
+    rows: list[Any] = [SMALL | {"name": "first"}, ImageRequest(prompt="茶", width=80, height=64)]
+    batch = farm.submit_batch("boats", rows)
+    assert (batch.jobs, batch.counts["queued"], batch.done) == (2, 2, False)
+    looks: list[int] = []
+
+    def work(seen: farm_client.Batch) -> None:
+        looks.append(seen.finished)
+        if not seen.done:
+            hand.succeed(hand.store.batch_jobs(batch.id, state=None)[seen.finished])
+
+    done = farm.wait(batch, poll_s=0.01, timeout_s=30, progress=work)
+    assert (done.done, looks) == (True, [0, 1, 2])
+    jobs = list(farm.batch_jobs(done))
+    assert [job.file_name for job in jobs] == ["first.png", "000002.png"]
+    for job in jobs:
+        assert farm.download(job).startswith(b"\x89PNG")
+    assert [found.id for found in farm.batches()] == [batch.id]
+
+
+def test_one_job_goes_in_and_is_cancelled(farm: Client) -> None:
+    job = farm.submit(ImageRequest(**SMALL), name="boat", priority="interactive")
+    assert (job.name, job.priority, job.done) == ("boat", "interactive", False)
+    assert farm.cancel(job).state == "cancelled"
+    assert farm.wait(job).done
+    assert farm.farm().counts["cancelled"] == 1
+
+
+def test_pages_are_one_sequence(farm: Client) -> None:
+    batch = farm.submit_batch("many", ({**SMALL, "seed": seed} for seed in range(25)))
+    assert [job.request["seed"] for job in farm.batch_jobs(batch, page=10)] == list(range(25))
+    assert len({job.id for job in farm.jobs(page=7)}) == 25
+    assert list(farm.jobs(state="failed")) == []
+
+
+def test_a_refusal_names_the_fields(farm: Client) -> None:
+    with pytest.raises(Refused, match="width") as refused:
+        farm.submit(SMALL, width=0)
+    assert [fault.field for fault in refused.value.problem.errors or []] == ["width"]
+    with pytest.raises(Refused, match="line 3: steps") as refused:
+        farm.submit_batch("b", [SMALL, SMALL, SMALL | {"steps": 0}])
+    assert [fault.line for fault in refused.value.problem.errors or []] == [3]
+    with pytest.raises(Refused, match="surrogate"):
+        farm.submit({"prompt": "\ud800"})
+    assert farm.batches() == []
+
+
+def test_what_the_rows_raise_passes_on_and_submits_nothing(farm: Client) -> None:
+    def rows() -> Iterator[dict[str, Any]]:
+        yield SMALL
+        raise LookupError("row 2")
+
+    with pytest.raises(LookupError, match="row 2"):
+        farm.submit_batch("b", rows())
+    assert farm.batches() == []
+
+
+def test_an_unknown_job_is_not_found(farm: Client) -> None:
+    with pytest.raises(NotFound):
+        farm.job(uuid4())
+    with pytest.raises(NotFound):
+        list(farm.batch_jobs(uuid4()))
+
+
+def test_an_image_that_is_not_there_yet_is_refused_with_the_state(farm: Client) -> None:
+    job = farm.submit(SMALL)
+    with pytest.raises(Refused) as refused:
+        farm.download(job)
+    assert refused.value.problem.state == "queued"
+
+
+def test_an_image_that_is_not_the_recorded_one_is_not_handed_out(farm: Client, hand: Farmhand) -> None:
+    job = farm.submit(SMALL)
+    hand.succeed(hand.store.job(job.id))
+    done = farm.job(job)
+    assert done.object_key is not None
+    hand.storage.put(done.object_key, b"something else", "image/png")
+    with pytest.raises(Corrupt):
+        farm.download(done)
+
+
+def test_waiting_ends_at_its_limit_and_leaves_the_job_in_peace(farm: Client) -> None:
+    job = farm.submit(SMALL)
+    with pytest.raises(NotDone) as ended:
+        farm.wait(job, poll_s=0.01, timeout_s=0.05)
+    assert ended.value.last.id == job.id
+    assert farm.job(job).state == "queued"
+
+
+def test_the_clients_models_have_exactly_the_fields_of_the_api(farm: Client) -> None:
+    schemas = farm._http.get(f"{farm.base_url}/openapi.json").json()["components"]["schemas"]
+    for name in ("Job", "Batch", "Worker", "Farm", "Problem", "Fault"):
+        model = getattr(farm_client, name)
+        assert set(model.model_fields) == set(schemas[name]["properties"]), name
+
+
+def test_a_farm_that_is_away_is_said_after_a_few_attempts(quick: list[float]) -> None:
+    with Client(f"http://127.0.0.1:{free_port()}") as client:
+        for ask in (client.farm, lambda: client.submit(SMALL)):
+            with pytest.raises(Unreachable):
+                ask()
+    assert quick == [0.25, 0.5, 1.0] * 2
+
+
+def test_reading_is_repeated_while_the_farm_is_unavailable_and_submitting_is_not(quick: list[float]) -> None:
+    asked: list[str] = []
+
+    def answer(method: str) -> tuple[int, dict[str, str], dict[str, Any]]:
+        asked.append(method)
+        problem = {"type": "about:blank", "title": "away", "status": 503, "detail": "Postgres"}
+        return (200, {}, {"batches": []}) if asked[-3:] == ["GET"] * 3 else (503, {"Retry-After": "2"}, problem)
+
+    with answering(answer) as url, Client(url) as client:
+        assert client.batches() == []
+        assert quick == [2.0, 2.0]
+        with pytest.raises(ServerError) as away:
+            client.submit(SMALL)
+    assert away.value.retry_after_s == 2.0
+    assert asked == ["GET", "GET", "GET", "POST"]
+
+
+def test_another_server_at_that_address_is_told_from_a_farm() -> None:
+    stranger = answering(lambda _: (200, {}, {"hello": "there"}))
+    with stranger as url, Client(url) as client, pytest.raises(Unreachable, match="no ovis-batch API"):
+        client.farm()
+
+
+@contextmanager
+def answering(answer: Callable[[str], tuple[int, dict[str, str], dict[str, Any]]]) -> Iterator[str]:
+    """A server that is no farm: ``answer`` gives status, headers and body for each method asked."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def _reply(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            status, headers, content = answer(self.command)
+            body = json.dumps(content).encode()
+            self.send_response(status)
+            for name, value in {**headers, "Content-Length": str(len(body))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_GET = do_POST = _reply  # noqa: N815  # http.server's names
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Says nothing."""
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()

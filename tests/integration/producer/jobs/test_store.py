@@ -1,0 +1,289 @@
+from collections.abc import Iterator
+from uuid import UUID, uuid4
+
+import pytest
+from sqlalchemy import text
+
+from pipeline.request import ImageFormat
+from producer.jobs.contract import Claim, Job, Message, Outcome, Priority, Recorded, State, Submission
+from producer.jobs.errors import IllegalTransition, LostClaim, NotFound, Unavailable
+from producer.jobs.settings import Settings
+from producer.jobs.store import Store
+
+IMAGE = Recorded(
+    object_key="images/x/1.png", sha256="00" * 32, size_bytes=10, width_px=64, height_px=64, format=ImageFormat.PNG,
+    drawing_s=1.0, encoding_s=0.1, uploading_s=0.1, warnings=["wide"],
+)  # fmt: skip
+LEASE_S = 0.5
+
+
+@pytest.fixture
+def store(settings: Settings) -> Iterator[Store]:
+    store = Store.at(settings.require("database_url"))
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def leader(store: Store) -> UUID:
+    holder = uuid4()
+    assert store.lead(holder, leader_s=60)
+    return holder
+
+
+def worker(store: Store) -> UUID:
+    worker_id = uuid4()
+    beat(store, worker_id)
+    return worker_id
+
+
+def beat(store: Store, worker_id: UUID) -> None:
+    description = {"host": "h", "pid": 1, "device": "cpu", "model": "m", "revision": "r", "version": "0", "capacity": 1}
+    store.beat(worker_id, description, "[]")
+
+
+def submit(store: Store, *, max_failures: int = 3, **fields: object) -> Job:
+    return store.submit(Submission.model_validate({"prompt": "a", **fields}), max_failures=max_failures)
+
+
+def claim(store: Store, job: Job, worker_id: UUID) -> Claim:
+    taken = store.claim(Message(job.id, store.job(job.id).claim + 1), worker_id)
+    assert taken is not None
+    return taken
+
+
+def sql(store: Store, statement: str, **values: object) -> None:
+    with store._begin() as connection:
+        connection.execute(text(statement), values)
+
+
+def silence(store: Store, worker_id: UUID) -> None:
+    sql(store, "UPDATE workers SET heartbeat_at = now() - interval '1 hour' WHERE id = :id", id=worker_id)
+
+
+def outcomes(store: Store, job: Job) -> list[str]:
+    return [row["outcome"] for row in store.history(job.id)]
+
+
+def test_a_job_goes_its_whole_way(store: Store) -> None:
+    job, me = submit(store, name="first"), worker(store)
+    taken = claim(store, job, me)
+    assert taken.request["prompt"] == "a"
+    assert taken.request["seed"] is not None
+    assert store.job(job.id).state is State.RUNNING
+    store.record(taken, IMAGE)
+    done = store.job(job.id)
+    assert (done.state, done.claim, done.failures) == (State.SUCCEEDED, 1, 0)
+    assert (done.object_key, done.sha256, done.warnings) == (IMAGE.object_key, IMAGE.sha256, ["wide"])
+    assert outcomes(store, job) == ["succeeded"]
+
+
+def test_a_seed_is_given_once_so_that_a_retry_draws_the_same_picture(store: Store) -> None:
+    job, me = submit(store), worker(store)
+    first = claim(store, job, me)
+    store.retry(first, "internal", "x", delay_s=0)
+    assert claim(store, job, me).request["seed"] == first.request["seed"] == job.request.seed
+
+
+def test_a_message_is_claimed_once(store: Store) -> None:
+    job, me = submit(store), worker(store)
+    message = Message(job.id, 1)
+    assert store.claim(message, me) is not None
+    assert store.claim(message, me) is None
+    assert store.claim(Message(job.id, 2), me) is None
+    assert store.claim(Message(uuid4(), 1), me) is None
+
+
+def test_recording_twice_records_once(store: Store) -> None:
+    job = submit(store)
+    taken = claim(store, job, worker(store))
+    store.record(taken, IMAGE)
+    store.record(taken, IMAGE)
+    assert outcomes(store, job) == ["succeeded"]
+
+
+def test_a_write_without_the_fence_bounces(store: Store, leader: UUID) -> None:
+    job, old, new = submit(store), worker(store), worker(store)
+    lost = claim(store, job, old)
+    silence(store, old)
+    assert store.reclaim(leader, lease_s=LEASE_S) == [(job.id, State.QUEUED)]
+    held = claim(store, job, new)
+    for write in (
+        lambda: store.record(lost, IMAGE),
+        lambda: store.fail(lost, "x", "y"),
+        lambda: store.retry(lost, "x", "y", delay_s=0),
+        lambda: store.give_back(lost),
+        lambda: store.mark_alone(lost),
+    ):
+        with pytest.raises(LostClaim):
+            write()
+    store.record(held, IMAGE)
+    assert outcomes(store, job) == ["lease_lost", "succeeded"]
+
+
+def test_a_worker_asks_which_of_its_claims_still_hold(store: Store) -> None:
+    me, kept, dropped = worker(store), submit(store), submit(store)
+    held = {claim(store, kept, me).message, claim(store, dropped, me).message}
+    store.cancel(dropped.id)
+    assert store.holding(me, held) == {Message(kept.id, 1)}
+
+
+def test_failures_are_tried_again_until_they_are_too_many(store: Store) -> None:
+    job, me = submit(store, max_failures=2), worker(store)
+    store.retry(claim(store, job, me), "internal", "once", delay_s=0)
+    assert (store.job(job.id).state, store.job(job.id).failures) == (State.QUEUED, 1)
+    store.retry(claim(store, job, me), "internal", "twice", delay_s=0, trace="Traceback …")
+    ended = store.job(job.id)
+    assert (ended.state, ended.failures, ended.error_message) == (State.FAILED, 2, "twice")
+    assert outcomes(store, job) == ["retried", "failed"]
+    assert store.history(job.id)[1]["error"] == "Traceback …"
+
+
+def test_a_retry_waits_for_its_time(store: Store, leader: UUID) -> None:
+    job, me = submit(store), worker(store)
+    store.retry(claim(store, job, me), "internal", "later", delay_s=60)
+    assert store.claim(Message(job.id, 2), me) is None
+    assert store.next_messages(leader, 10) == []
+
+
+def test_a_drain_charges_no_failure(store: Store) -> None:
+    job, me = submit(store), worker(store)
+    store.give_back(claim(store, job, me))
+    again = store.job(job.id)
+    assert (again.state, again.failures, again.claim) == (State.QUEUED, 0, 1)
+    assert outcomes(store, job) == [Outcome.DRAINED]
+
+
+def test_only_deaths_while_alone_are_charged(store: Store, leader: UUID) -> None:
+    job = submit(store, max_failures=2)
+    for drawn_alone, state, failures in (
+        (False, "queued", 0),
+        (True, "queued", 1),
+        (False, "queued", 1),
+        (True, "failed", 2),
+    ):
+        me = worker(store)
+        taken = claim(store, job, me)
+        if drawn_alone:
+            assert taken.suspect
+            store.mark_alone(taken)
+        silence(store, me)
+        store.reclaim(leader, lease_s=LEASE_S)
+        assert (store.job(job.id).state, store.job(job.id).failures) == (state, failures)
+    assert store.job(job.id).error_code == "worker_lost"
+
+
+def test_a_beating_worker_keeps_its_claims_and_a_departed_one_does_not(store: Store, leader: UUID) -> None:
+    job, me = submit(store), worker(store)
+    claim(store, job, me)
+    assert store.reclaim(leader, lease_s=LEASE_S) == []
+    store.farewell(me)
+    assert store.reclaim(leader, lease_s=LEASE_S) == [(job.id, State.QUEUED)]
+
+
+def test_one_dispatcher_leads_until_its_post_expires(store: Store) -> None:
+    first, second = uuid4(), uuid4()
+    assert store.lead(first, leader_s=60)
+    assert store.lead(first, leader_s=60)
+    assert not store.lead(second, leader_s=60)
+    submit(store)
+    assert store.next_messages(second, 5) == []
+    sql(store, "UPDATE leader SET expires_at = now() - interval '1 s'")
+    assert store.next_messages(first, 5) == [], "a leader past its expiry changes nothing"
+    assert store.lead(second, leader_s=60)
+    assert not store.lead(first, leader_s=60)
+    assert len(store.next_messages(second, 5)) == 1
+
+
+def test_the_window_takes_the_most_urgent_first_and_each_once(store: Store, leader: UUID) -> None:
+    jobs = [submit(store, priority=priority) for priority in ("bulk", "standard", "interactive", "standard")]
+    first = store.next_messages(leader, 3)
+    assert [message.job_id for message in first] == [jobs[2].id, jobs[1].id, jobs[3].id]
+    assert [message.job_id for message in store.next_messages(leader, 3)] == [jobs[0].id]
+    assert store.window(lease_s=LEASE_S) == (4, 0)
+
+
+def test_a_claim_takes_its_message_out_of_the_window(store: Store, leader: UUID) -> None:
+    job, me = submit(store), worker(store)
+    store.next_messages(leader, 1)
+    claim(store, job, me)
+    assert store.window(lease_s=60) == (0, 1)
+
+
+def test_a_cancelled_job_never_leaves_the_table(store: Store, leader: UUID) -> None:
+    job = submit(store)
+    store.next_messages(leader, 1)
+    assert store.cancel(job.id).state is State.CANCELLED
+    assert store.cancel(job.id).state is State.CANCELLED
+    assert store.window(lease_s=60) == (0, 0)
+    assert store.claim(Message(job.id, 1), worker(store)) is None
+
+
+def test_a_finished_job_cannot_be_cancelled(store: Store) -> None:
+    job = submit(store)
+    store.record(claim(store, job, worker(store)), IMAGE)
+    with pytest.raises(IllegalTransition):
+        store.cancel(job.id)
+
+
+def test_no_job_of_a_paused_batch_is_published_or_claimed(store: Store, leader: UUID) -> None:
+    batch = store.submit_batch("b", [Submission(prompt="a")], max_failures=3)
+    sql(store, "UPDATE batches SET paused = true")
+    (job,) = store.batch_jobs(batch.id)
+    assert store.next_messages(leader, 5) == []
+    assert store.claim(Message(job.id, 1), worker(store)) is None
+
+
+def test_a_batch_is_all_there_or_not_at_all(store: Store) -> None:
+    def rows() -> Iterator[Submission]:
+        yield Submission(prompt="a")
+        raise RuntimeError("the file ends here")
+
+    with pytest.raises(RuntimeError, match="the file ends here"):
+        store.submit_batch("b", rows(), max_failures=3)
+    assert store.batches() == []
+    assert store.jobs()[0] == []
+
+
+def test_a_batch_keeps_its_order_and_counts_its_states(store: Store) -> None:
+    rows = [Submission(prompt=f"p{n}", name=f"n{n}", priority=Priority.BULK) for n in range(5)]
+    batch = store.submit_batch("five", rows, max_failures=3)
+    jobs = store.batch_jobs(batch.id)
+    assert [job.name for job in jobs] == ["n0", "n1", "n2", "n3", "n4"]
+    assert [job.position for job in store.batch_jobs(batch.id, after=1, limit=2)] == [2, 3]
+    store.record(claim(store, jobs[0], worker(store)), IMAGE)
+    counted = store.batch(batch.id)
+    assert (counted.jobs, counted.finished, counted.done) == (5, 1, False)
+    assert counted.counts[State.QUEUED] == 4
+
+
+def test_text_of_every_kind_comes_back_as_it_went_in(store: Store) -> None:
+    prompt = 'tab\there, "quotes", back\\slash, \\N, 春节 🎆\nnew line'
+    assert submit(store, prompt=prompt).request.prompt == prompt
+
+
+def test_pages_of_jobs_meet_without_gap_or_overlap(store: Store) -> None:
+    ids = [submit(store).id for _ in range(5)]
+    first, cursor = store.jobs(limit=3)
+    second, end = store.jobs(limit=3, before=cursor)
+    assert [job.id for job in first + second] == ids[::-1]
+    assert end is None
+
+
+def test_unknown_ids_are_not_found(store: Store) -> None:
+    for ask in (store.job, store.batch, store.cancel, store.batch_jobs):
+        with pytest.raises(NotFound):
+            ask(uuid4())
+
+
+def test_a_commit_that_queues_a_job_wakes_the_listener(store: Store) -> None:
+    with store.listening() as listener:
+        assert not listener.wait(0.01)
+        submit(store)
+        assert listener.wait(5)
+
+
+def test_a_postgres_that_is_away_is_unavailable() -> None:
+    store = Store.at("postgresql://nobody:x@127.0.0.1:1/none")
+    with pytest.raises(Unavailable, match="Postgres"):
+        store.ping()

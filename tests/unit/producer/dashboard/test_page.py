@@ -1,0 +1,143 @@
+"""The page's templates with made-up farms: no server, no database."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+
+from pipeline.request import ImageRequest
+from producer.dashboard.overview import BatchRow, Drawing, Overview, WorkerCard
+from producer.dashboard.page import _headers, _templates
+from producer.jobs.contract import Batch, Farm, Job, Priority, State, Worker
+
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+EVIL = "<script>alert('x')</script>"
+
+
+def job(**changes: Any) -> Job:
+    fields: dict[str, Any] = dict.fromkeys(Job.model_fields)
+    fields |= {
+        "id": uuid4(),
+        "position": 0,
+        "priority": Priority.STANDARD,
+        "state": State.FAILED,
+        "request": ImageRequest(prompt=EVIL),
+        "claim": 1,
+        "failures": 1,
+        "created_at": NOW,
+        "finished_at": NOW,
+        "warnings": [],
+    }
+    return Job.model_validate(fields | changes)
+
+
+def batch(**counts: int) -> Batch:
+    return Batch.of(id=uuid4(), name=EVIL, created_at=NOW, jobs=sum(counts.values()), counts=counts)
+
+
+def worker(**changes: Any) -> Worker:
+    fields: dict[str, Any] = {
+        "id": uuid4(),
+        "host": EVIL,
+        "pid": 1,
+        "device": "cuda:0",
+        "model": EVIL,
+        "revision": "",
+        "version": "",
+        "capacity": 4,
+        "started_at": NOW,
+        "heartbeat_at": NOW,
+        "stopped_at": None,
+        "heartbeat_age_s": 3.0,
+        "live": True,
+        "drawing": [],
+    }
+    return Worker.model_validate(fields | changes)
+
+
+def overview(**parts: Any) -> Overview:
+    counts = dict.fromkeys(State, 0) | parts.pop("counts", {})
+    farm = Farm(
+        at=NOW + timedelta(seconds=90),
+        counts=counts,
+        oldest_queued_s=parts.pop("oldest_queued_s", None),
+        images_last_minute=parts.pop("images_last_minute", 0),
+        published=0,
+        workers=[],
+    )
+    empty: dict[str, Any] = {"batches": [], "workers": [], "failures": [], "images": []}
+    return Overview(farm=farm, **(empty | parts))
+
+
+def drawn(shown: Overview) -> str:
+    return _templates("/api/v1").get_template("page.html").render(overview=shown)
+
+
+def test_an_empty_farm_says_what_to_do() -> None:
+    page = drawn(overview())
+    assert "<code>ovis-batch worker</code>" in page
+    assert "ovis-batch submit" in page
+    assert "Nothing has failed" in page
+
+
+def test_what_strangers_wrote_is_escaped_everywhere() -> None:
+    failed = job(error_code=EVIL, error_message=EVIL)
+    succeeded = job(state=State.SUCCEEDED, object_key="k", sha256="0", name="a", width_px=64, height_px=64)
+    card = WorkerCard(worker(), [Drawing.of({"job": EVIL, "step": 1, "steps": 2, "width": EVIL, "height": EVIL})])
+    row = BatchRow(batch(succeeded=1), [succeeded])
+    page = drawn(overview(batches=[row], workers=[card], failures=[failed], images=[succeeded]))
+    assert "alert" in page
+    assert "<script>alert" not in page
+
+
+def test_a_silent_worker_is_told_from_a_live_one() -> None:
+    entry = {"job": str(UUID(int=1)), "step": 12, "steps": 50}
+    page = drawn(overview(workers=[WorkerCard(worker(live=False, heartbeat_age_s=125), [Drawing.of(entry)])]))
+    assert "heartbeat 2 min 5 s ago: silent" in page
+    assert "<progress" not in page
+    assert "<code>ovis-batch worker</code>" in page
+
+
+def test_a_worker_shows_each_image_with_its_steps() -> None:
+    entry = {"job": str(UUID(int=1)), "step": 12, "steps": 50, "width": 728, "height": 90}
+    page = drawn(overview(workers=[WorkerCard(worker(), [Drawing.of(entry)])]))
+    assert '<progress value="12" max="50">' in page
+    assert "728×90" in page
+
+
+@pytest.mark.parametrize("entry", [{}, {"job": None}, {"job": "1", "step": None, "steps": 0}, {"width": 3}])
+def test_a_heartbeat_that_tells_little_still_makes_a_page(entry: dict[str, Any]) -> None:
+    assert drawn(overview(workers=[WorkerCard(worker(), [Drawing.of(entry)])]))
+
+
+def test_the_backlog_tells_its_age_and_the_time_left() -> None:
+    shown = overview(counts={State.QUEUED: 119, State.RUNNING: 1}, oldest_queued_s=65.0, images_last_minute=60)
+    page = drawn(shown)
+    assert "oldest waits 1 min 5 s" in page
+    assert "about 2 min left" in page
+
+
+def test_a_bar_is_as_long_as_its_parts_and_full_only_at_the_end() -> None:
+    row = BatchRow(batch(succeeded=995, failed=4, running=1), [])
+    assert [(segment.state, segment.start, segment.width) for segment in row.bar] == [
+        (State.SUCCEEDED, 0, 99.5),
+        (State.FAILED, 99.5, 0.4),
+        (State.RUNNING, 99.9, 0.1),
+    ]
+    assert row.finished_percent == 99
+
+
+def test_nothing_is_loaded_from_elsewhere_but_pictures() -> None:
+    page = drawn(overview())
+    assert "http://" not in page
+    assert "https://" not in page
+    policy = _headers("http://127.0.0.1:9000/prefix?x")["Content-Security-Policy"]
+    assert "default-src 'none'" in policy
+    assert policy.endswith("img-src 'self' http://127.0.0.1:9000")
+
+
+def test_without_postgres_the_page_says_so_and_goes_on_asking() -> None:
+    page = _templates("/api/v1").get_template("page.html").render(away="Postgres: connection refused")
+    assert "connection refused" in page
+    assert "dashboard.js" in page

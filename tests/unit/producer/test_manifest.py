@@ -1,0 +1,100 @@
+import io
+
+import pytest
+
+from producer.jobs.contract import Submission
+from producer.manifest import ManifestError, ManifestKind, accept, read
+
+
+def submissions(
+    text: str,
+    kind: ManifestKind = ManifestKind.CSV,
+    *,
+    name: str | None = None,
+    partial: bool = False,
+    **defaults: object,
+) -> list[Submission]:
+    kept: list[Submission] = []
+    rows = read(io.StringIO(text, newline=""), kind, name_template=name, defaults=defaults)
+    accept(rows, keep=kept.append, partial=partial)
+    return kept
+
+
+def test_each_row_is_a_submission_and_an_empty_cell_takes_the_default() -> None:
+    rows = submissions('prompt,width,steps\n"a, b",728,\nc,,20\n', steps=8, width=300)
+    assert [(row.prompt, row.width, row.steps) for row in rows] == [("a, b", 728, 8), ("c", 300, 20)]
+
+
+def test_a_name_is_made_from_columns_of_the_file_and_from_fields_of_the_request() -> None:
+    rows = submissions("sku,prompt,width\nA1,x,728\n", name="{sku}_{width}x{height}.png")
+    assert rows[0].name == "A1_728x1024"
+
+
+def test_jsonl_rows_are_submissions_and_empty_lines_are_passed_over() -> None:
+    rows = submissions('{"prompt": "a"}\n\n{"prompt": "春", "seed": 7}\n', ManifestKind.JSONL)
+    assert [(row.prompt, row.seed) for row in rows] == [("a", None), ("春", 7)]
+
+
+def test_a_quoted_cell_may_hold_line_breaks() -> None:
+    assert submissions('prompt\n"a\nb"\n')[0].prompt == "a\nb"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "is empty"),
+        ("prompt\n", "holds no rows"),
+        ("prompt,colour\na,b\n", "line 1, column 'colour': is no column"),
+        ("prompt,prompt\na,b\n", "line 1, column 'prompt': is there twice"),
+        ("width\n64\n", "line 1, column 'prompt': is missing"),
+        ("prompt,width\na,64\nb,0\n", "line 3, column 'width': Input should be greater than or equal to 64"),
+        ("prompt,width\na,wide\n", "line 2, column 'width'"),
+        ("prompt\na\nb,c\n", "line 3: has 2 cells and the header 1"),
+        ('prompt\n"a\n', "line 2: is no CSV"),
+        ("prompt\n \t\n\x00\n", "line 3, column 'prompt': holds a NUL"),
+    ],
+)
+def test_a_bad_manifest_is_told_by_line_and_column(text: str, told: str) -> None:
+    with pytest.raises(ManifestError) as caught:
+        submissions(text)
+    assert told in str(caught.value)
+
+
+def test_all_bad_rows_are_told_at_once_and_counted_beyond_twenty() -> None:
+    with pytest.raises(ManifestError) as caught:
+        submissions("prompt,width\n" + "a,0\n" * 25)
+    assert caught.value.count == 25
+    assert len(caught.value.problems) == 20
+    assert "and 5 more" in str(caught.value)
+
+
+def test_partial_keeps_the_good_rows() -> None:
+    assert [row.prompt for row in submissions("prompt,width\na,0\nb,64\n", partial=True)] == ["b"]
+
+
+def test_partial_with_no_good_row_is_still_refused() -> None:
+    with pytest.raises(ManifestError):
+        submissions("prompt,width\na,0\n", partial=True)
+
+
+def test_names_that_clash_are_refused_whatever_their_case() -> None:
+    with pytest.raises(ManifestError, match="is the name of line 2 already"):
+        submissions("sku,prompt\nab,x\nAB,y\n", name="{sku}")
+
+
+@pytest.mark.parametrize("template", ["{sku!r}", "{sku:>9}", "{sku.x}", "{0}", "{", "{sku[0]}"])
+def test_a_name_template_takes_plain_columns_alone(template: str) -> None:
+    with pytest.raises(ManifestError, match="--name"):
+        submissions("sku,prompt\na,b\n", name=template)
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "a/b", "..", "a\\b", "CON:"])
+def test_a_name_that_is_a_path_is_refused(name: str) -> None:
+    with pytest.raises(ManifestError, match="is no file name"):
+        submissions(f"prompt,name\nx,{name}\n")
+
+
+def test_a_file_that_is_not_utf_8_is_told_so() -> None:
+    file = io.TextIOWrapper(io.BytesIO("prompt\ncafé\n".encode("latin-1")), encoding="utf-8-sig", newline="")
+    with pytest.raises(ManifestError, match="UTF-8"):
+        accept(read(file, ManifestKind.CSV), keep=lambda row: None)
