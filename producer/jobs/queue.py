@@ -93,11 +93,11 @@ class Queue:
     def waiting(self) -> set[str]:
         """The task ids that wait in the queue. The window is small, so the whole list is read."""
         with _reaching_redis():
-            bodies: list[bytes] = self._redis.lrange(QUEUE, 0, -1)
+            bodies = self._redis.lrange(QUEUE, 0, -1)
         return {task_id for body in bodies if (task_id := _task_id(body))}
 
 
-def _task_id(body: bytes) -> str | None:
+def _task_id(body: bytes | str) -> str | None:
     """The task id of a message in Redis; None for rubbish, which the audit then does not count as there."""
     try:
         return str(json.loads(body)["headers"]["id"])
