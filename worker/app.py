@@ -159,7 +159,11 @@ class Worker:
 
 
 def _keep_logging(**_signal: Any) -> None:
-    """A receiver for ``setup_logging``: with one, Celery leaves the process's own logging as it is."""
+    """A receiver for ``setup_logging``: with one, Celery leaves the process's own logging as it is.
+
+    Of Celery's own words on each message none are wanted: the executor says what is worth saying.
+    """
+    logging.getLogger("celery").setLevel(logging.WARNING)
 
 
 def _description(drawer: Drawer, capacity: int) -> dict[str, Any]:
@@ -189,7 +193,7 @@ def run(
     storage.ensure_bucket()
     drawer = load(settings)
     log.info("model %s at %s on %s", drawer.model, drawer.revision, drawer.device)
-    store = Store.at(database_url, connections=drawer.engine.capacity + settings.upload_slots + 2)
+    store = Store.at(database_url, connections=drawer.engine.capacity + settings.upload_slots + 2, ping=False)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     warnings.filterwarnings("ignore", category=SecurityWarning)  # of running as root: no message can carry code here
     try:

@@ -64,6 +64,7 @@ class Device:
         self._stopped = False
         self._progress: dict[Hashable, Progress] = {}
         self._step_began: float | None = None
+        self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._watchdog = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
@@ -83,26 +84,27 @@ class Device:
             if self._draining:
                 raise Drained("the worker stops")
             self._waiting.append(order)
-            self._changed.notify_all()
+            self._changed.notify()
         return order.image.result()
 
     def cancel(self, key: Hashable) -> None:
         """Drop the request between two steps; its ``draw`` raises Cancelled. Unknown keys are nothing."""
         with self._changed:
             self._cancelled.add(key)
-            self._changed.notify_all()
+            self._changed.notify()
 
     def drain(self) -> None:
         """Take nothing more, and give back what is unfinished between two steps: each ``draw`` raises Drained."""
         with self._changed:
             self._draining = True
-            self._changed.notify_all()
+            self._changed.notify()
 
     def stop(self) -> None:
         """Drain, and end the engine's thread."""
         with self._changed:
             self._draining = self._stopped = True
-            self._changed.notify_all()
+            self._changed.notify()
+        self._ended.set()
         self._thread.join()
         self._watchdog.join()
 
@@ -168,14 +170,12 @@ class Device:
         self._progress = {order.key: done[ticket] for ticket, order in self._inside.items()}
 
     def _watch(self) -> None:
-        while not self._stopped:
+        while not self._ended.wait(min(1.0, self._step_limit_s / 4)):
             began = self._step_began
             if began is not None and time.monotonic() - began > self._step_limit_s:
                 log.critical("a step took longer than %.0f s", self._step_limit_s)
                 self._die("a step hangs")
                 return
-            with self._changed:
-                self._changed.wait_for(lambda: self._stopped, timeout=min(1.0, self._step_limit_s / 4))
 
 
 def _exit(reason: str) -> None:

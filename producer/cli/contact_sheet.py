@@ -32,7 +32,7 @@ def make_contact_sheet(images: Sequence[Path], to: Path) -> None:
 def _place(sheet: Image.Image, path: Path, left_px: int, top_px: int) -> None:
     with Image.open(path) as image:
         thumbnail = image.convert("RGB")
-        label = f"{path.stem}  {image.width}×{image.height}"
+        label = f"{path.stem}  {image.width}x{image.height}"
     thumbnail.thumbnail(CELL_PX, Image.Resampling.LANCZOS)
     sheet.paste(thumbnail, (left_px, top_px + CELL_PX[1] - thumbnail.height))
     draw = ImageDraw.Draw(sheet)

@@ -51,11 +51,15 @@ CONNECT_ARGS: dict[str, Any] = {
 }
 
 
-def connect(database_url: str, *, connections: int = 5) -> Engine:
-    """A pool on the database. Connects on first use, with psycopg 3 whatever the address's scheme says."""
+def connect(database_url: str, *, connections: int = 5, ping: bool = True) -> Engine:
+    """A pool on the database. Connects on first use, with psycopg 3 whatever the address's scheme says.
+
+    ``ping`` asks each connection whether it lives before it is used: a round trip that a caller who tries again
+    anyway can do without.
+    """
     url = make_url(database_url).set(drivername="postgresql+psycopg")
     return create_engine(
-        url, pool_size=connections, max_overflow=0, pool_timeout=10, pool_pre_ping=True, connect_args=CONNECT_ARGS
+        url, pool_size=connections, max_overflow=0, pool_timeout=10, pool_pre_ping=ping, connect_args=CONNECT_ARGS
     )
 
 
@@ -84,10 +88,11 @@ class Store:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._autocommitting = engine.execution_options(isolation_level="AUTOCOMMIT")
 
     @classmethod
-    def at(cls, database_url: str, *, connections: int = 5) -> "Store":
-        return cls(connect(database_url, connections=connections))
+    def at(cls, database_url: str, *, connections: int = 5, ping: bool = True) -> "Store":
+        return cls(connect(database_url, connections=connections, ping=ping))
 
     def close(self) -> None:
         self._engine.dispose()
@@ -97,9 +102,15 @@ class Store:
         with reaching("Postgres"), self._engine.begin() as connection:
             yield connection
 
+    @contextmanager
+    def _single(self) -> Iterator[Connection]:
+        """For one statement, which is its own transaction: one round trip instead of three."""
+        with reaching("Postgres"), self._autocommitting.connect() as connection:
+            yield connection
+
     def ping(self) -> None:
         """Return if Postgres answers."""
-        with self._begin() as connection:
+        with self._single() as connection:
             connection.execute(text("SELECT 1"))
 
     # Submission: the commit is the promise.
@@ -255,18 +266,18 @@ class Store:
 
     def beat(self, worker_id: UUID, description: dict[str, Any], drawing: str) -> None:
         """The worker's heartbeat: host, pid, device, model, revision, version, capacity, and what it draws (JSON)."""
-        with self._begin() as connection:
+        with self._single() as connection:
             connection.execute(_BEAT, {"id": worker_id, "drawing": drawing, **description})
 
     def farewell(self, worker_id: UUID) -> None:
         """The worker ends in order."""
-        with self._begin() as connection:
+        with self._single() as connection:
             connection.execute(text("UPDATE workers SET stopped_at = now() WHERE id = :id"), {"id": worker_id})
 
     def claim(self, message: Message, worker_id: UUID) -> Claim | None:
         """Take the job, if the message still holds; None otherwise: duplicates and stale messages cost nothing."""
         values = {"job": message.job_id, "claim": message.claim, "worker": worker_id}
-        with self._begin() as connection:
+        with self._single() as connection:
             row = connection.execute(_CLAIM, values).mappings().first()
         return Claim(job_id=message.job_id, claim=message.claim, worker_id=worker_id, **row) if row else None
 
@@ -276,13 +287,13 @@ class Store:
         statement = text(
             "SELECT id, claim FROM jobs WHERE id = ANY(:ids) AND state = 'running' AND worker_id = :worker"
         )
-        with self._begin() as connection:
+        with self._single() as connection:
             rows = connection.execute(statement, {"ids": [m.job_id for m in wanted], "worker": worker_id})
             return wanted & {Message(row.id, row.claim) for row in rows}
 
     def mark_alone(self, claim: Claim) -> None:
         """The suspect has the process to itself: a death from here on is its own. Raises: LostClaim."""
-        with self._begin() as connection:
+        with self._single() as connection:
             marked = connection.execute(_MARK_ALONE, _fence(claim))
         if marked.rowcount != 1:
             raise LostClaim(claim.job_id, claim.claim)
@@ -290,7 +301,7 @@ class Store:
     def record(self, claim: Claim, recorded: Recorded) -> None:
         """The job succeeded, with this image. Asking twice is recording once. Raises: LostClaim."""
         values = _fence(claim) | vars(recorded)
-        with self._begin() as connection:
+        with self._single() as connection:
             if connection.execute(_RECORD, values).scalar_one():
                 return
             if connection.execute(_RECORDED_ALREADY, values).first() is None:
@@ -338,7 +349,7 @@ class Store:
 
     def lead(self, holder: UUID, *, leader_s: float) -> bool:
         """Take or renew the dispatcher's post for ``leader_s`` seconds of the database's clock."""
-        with self._begin() as connection:
+        with self._single() as connection:
             return connection.execute(_LEAD, {"holder": holder, "ttl": leader_s}).first() is not None
 
     def resign(self, holder: UUID) -> None:
@@ -348,13 +359,13 @@ class Store:
 
     def window(self, *, lease_s: float) -> tuple[int, int]:
         """(messages that nobody has claimed yet, live workers)."""
-        with self._begin() as connection:
+        with self._single() as connection:
             row = connection.execute(_WINDOW, {"lease": lease_s}).one()
         return row.published, row.workers
 
     def next_messages(self, holder: UUID, limit: int) -> list[Message]:
         """Put the next queued jobs into the window, most urgent first, and return their messages to publish."""
-        with self._begin() as connection:
+        with self._single() as connection:
             rows = connection.execute(_NEXT_MESSAGES, {"holder": holder, "limit": limit})
             return [Message(row.job_id, row.claim) for row in rows]
 
