@@ -30,7 +30,7 @@ check: $(INSTALLED) check-docker ## Lint, format, types, import rules
 	$(BIN)/lint-imports
 
 check-docker:
-	@sh docker/check.sh
+	@PATH="$(CURDIR)/$(BIN):$$PATH" sh docker/check.sh
 
 bench: $(INSTALLED) ## Measure jobs a second and rows a second on this machine
 	$(BIN)/python tests/benchmarks/throughput.py

@@ -24,6 +24,7 @@ from pipeline.errors import PipelineError
 from producer.jobs import schema
 from producer.jobs.contract import TASK, Message
 from producer.jobs.errors import FarmError
+from producer.jobs.metrics import serve_metrics
 from producer.jobs.queue import celery_app
 from producer.jobs.settings import Settings, load_settings
 from producer.jobs.storage import Storage
@@ -101,7 +102,7 @@ class Worker:
         )
         self._app = self._wired(celery_app(settings.require("redis_url")))
         if settings.metrics_port is not None:
-            port = self._metrics.serve(settings.metrics_host, settings.metrics_port)
+            port = serve_metrics(self._metrics.registry, settings.metrics_host, settings.metrics_port)
             log.info("metrics at http://%s:%d/metrics", settings.metrics_host, port)
 
     def run(self) -> int:

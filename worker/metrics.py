@@ -1,6 +1,6 @@
 """What a worker tells Prometheus: how its jobs ended, and the seconds of each phase."""
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from producer.jobs.contract import Outcome
 
@@ -32,8 +32,3 @@ class Metrics:
         """Note the seconds of one job's phase, and return them."""
         self._phases.labels(phase).observe(seconds)
         return seconds
-
-    def serve(self, host: str, port: int) -> int:
-        """Answer ``/metrics`` from a thread; returns the port, a free one for port 0."""
-        server, _thread = start_http_server(port, addr=host, registry=self.registry)
-        return int(server.server_port)

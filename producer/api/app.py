@@ -14,6 +14,7 @@ from producer.api.answers import PREFIX
 from producer.api.services import Services
 from producer.dashboard import dashboard
 from producer.jobs.dispatcher import Dispatcher
+from producer.jobs.metrics import DispatcherCollector
 from producer.jobs.settings import Settings
 
 STOP_LIMIT_S = 15
@@ -41,7 +42,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.services = services
     app.state.dispatcher = dispatcher
     app.state.registry = CollectorRegistry()
-    app.state.registry.register(metrics.FarmCollector(services, dispatcher))
+    app.state.registry.register(metrics.FarmCollector(services))
+    app.state.registry.register(DispatcherCollector(dispatcher))
     app.add_middleware(metrics.RequestMetrics, registry=app.state.registry)
     problems.install(app)
     for router in (jobs.router, batches.router, farm.router, metrics.router, _page(services)):

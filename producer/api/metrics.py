@@ -15,7 +15,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from producer.api.services import Services
 from producer.jobs.contract import Farm
-from producer.jobs.dispatcher import Dispatcher
 from producer.jobs.errors import Unavailable
 
 METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"})
@@ -33,9 +32,8 @@ def metrics(request: Request) -> Response:
 class FarmCollector(Collector):
     """The farm at the moment of a scrape. A dependency that is away costs its own gauges, not the scrape."""
 
-    def __init__(self, services: Services, dispatcher: Dispatcher) -> None:
+    def __init__(self, services: Services) -> None:
         self._services = services
-        self._dispatcher = dispatcher
 
     def collect(self) -> Iterable[Metric]:
         up = GaugeMetricFamily("ovis_dependency_up", "1 if it answered this scrape.", labels=["dependency"])
@@ -48,8 +46,6 @@ class FarmCollector(Collector):
                 up.add_metric([dependency], 1)
                 yield from found
         yield up
-        leads = float(self._dispatcher.leading)
-        yield GaugeMetricFamily("ovis_dispatcher_leads", "1 if this process's dispatcher leads.", leads)
 
     def _of_store(self) -> Iterator[Metric]:
         store, lease_s = self._services.store, self._services.settings.durations.lease_s

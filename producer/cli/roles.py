@@ -11,10 +11,12 @@ import threading
 from typing import Annotated
 
 import typer
+from prometheus_client import CollectorRegistry
 
 from producer import api as http_api
 from producer.jobs import schema
 from producer.jobs.dispatcher import Dispatcher
+from producer.jobs.metrics import DispatcherCollector, serve_metrics
 from producer.jobs.queue import Queue
 from producer.jobs.settings import Settings, load_settings
 from producer.jobs.store import Store
@@ -44,7 +46,13 @@ def dispatcher() -> None:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    Dispatcher(store, queue, settings.durations).run(stop)
+    leader = Dispatcher(store, queue, settings.durations)
+    if settings.metrics_port is not None:
+        registry = CollectorRegistry()
+        registry.register(DispatcherCollector(leader))
+        port = serve_metrics(registry, settings.metrics_host, settings.metrics_port)
+        log.info("metrics at http://%s:%d/metrics", settings.metrics_host, port)
+    leader.run(stop)
     queue.close()
     store.close()
 

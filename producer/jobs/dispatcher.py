@@ -14,6 +14,7 @@ import logging
 import math
 import threading
 import time
+from dataclasses import dataclass
 from uuid import UUID, uuid4
 
 from producer.jobs.contract import Message
@@ -25,12 +26,22 @@ from producer.jobs.store import Listener, Store
 log = logging.getLogger(__name__)
 
 
+@dataclass
+class Counts:
+    """What one dispatcher has done since it began, in jobs."""
+
+    published: int = 0
+    republished: int = 0
+    reclaimed: int = 0
+
+
 class Dispatcher:
     """One dispatcher. ``run`` it in a thread or process of its own."""
 
     def __init__(self, store: Store, queue: Queue, durations: Durations) -> None:
         self.id: UUID = uuid4()
         self.leading = False
+        self.counts = Counts()
         self._store = store
         self._queue = queue
         self._durations = durations
@@ -81,6 +92,7 @@ class Dispatcher:
     def _reclaim(self) -> None:
         """Only after one full lease of our own without a break: an outage of Postgres costs nobody a claim."""
         for job_id, state in self._store.reclaim(self.id, lease_s=self._durations.lease_s):
+            self.counts.reclaimed += 1
             log.warning("job %s: its worker is lost; now %s", job_id, state)
 
     def _audit(self, now: float) -> None:
@@ -94,6 +106,7 @@ class Dispatcher:
         lost = [message for message in overdue if message.task_id not in waiting]
         if lost:
             log.warning("%d messages were lost or not claimed in time; published again", len(lost))
+            self.counts.republished += len(lost)
             self._store.republishing(lost)
             self._queue.publish(lost)
 
@@ -105,6 +118,7 @@ class Dispatcher:
             self._publish(self._store.next_messages(self.id, room))
 
     def _publish(self, messages: list[Message]) -> None:
+        self.counts.published += len(messages)
         self._throughput.published(len(messages))
         self._queue.publish(messages)
 

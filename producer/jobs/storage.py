@@ -117,7 +117,7 @@ def _reason(error: ClientError) -> str:
 
 def _client(settings: Settings, endpoint_url: str) -> "S3Client":
     access, secret = settings.s3_access_key_id, settings.s3_secret_access_key
-    client: "S3Client" = boto3.session.Session().client(
+    client: S3Client = boto3.session.Session().client(
         "s3",
         endpoint_url=endpoint_url,
         region_name=settings.s3_region,

@@ -1,0 +1,28 @@
+"""What a dispatcher tells Prometheus, in an API process and as a role of its own."""
+
+from collections.abc import Iterable
+
+from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from producer.jobs.dispatcher import Dispatcher
+
+
+class DispatcherCollector(Collector):
+    """One dispatcher at the moment of a scrape."""
+
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        self._dispatcher = dispatcher
+
+    def collect(self) -> Iterable[Metric]:
+        leads = float(self._dispatcher.leading)
+        yield GaugeMetricFamily("ovis_dispatcher_leads", "1 if this process's dispatcher leads.", leads)
+        for what, count in vars(self._dispatcher.counts).items():
+            yield CounterMetricFamily(f"ovis_dispatcher_{what}", f"Jobs that this dispatcher {what}.", count)
+
+
+def serve_metrics(registry: CollectorRegistry, host: str, port: int) -> int:
+    """Answer ``/metrics`` from a thread; returns the port, a free one for port 0."""
+    server, _thread = start_http_server(port, addr=host, registry=registry)
+    return int(server.server_port)
