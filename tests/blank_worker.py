@@ -1,19 +1,22 @@
 """A worker process whose drawing costs nothing, for benchmarks and tests of everything around the drawing.
 
-    python tests/blank_worker.py [--no-upload]
+    python tests/blank_worker.py [--no-upload] [--step-s SECONDS]
 
-All but the engine (and, if so told, the bucket) is the product's own: claim, encode, upload, record, lease, Celery.
+With ``--step-s`` each step of all images takes so long, and an image takes as many as it asks for. All but the engine
+(and, if so told, the bucket) is the product's own: claim, encode, upload, record, lease, Celery.
 """
 
+import argparse
 import logging
 import sys
+import time
 
 import numpy as np
 
 from pipeline.engine import DrawnImage, Finished, Progress
 from pipeline.errors import Drained
 from pipeline.request import ImageRequest
-from producer.jobs.settings import Settings, load_settings
+from producer.jobs.settings import load_settings
 from producer.jobs.storage import Storage
 from worker.app import Drawer, run
 
@@ -21,12 +24,13 @@ CAPACITY = 8
 
 
 class BlankEngine:
-    """Every image is done after one step, and is one flat colour that its seed chooses."""
+    """Every image is one flat colour that its seed chooses; without ``step_s`` it is done after one step."""
 
     capacity = CAPACITY
 
-    def __init__(self) -> None:
-        self._inside: dict[int, ImageRequest] = {}
+    def __init__(self, step_s: float) -> None:
+        self._step_s = step_s
+        self._inside: dict[int, tuple[ImageRequest, int]] = {}
         self._tickets = 0
         self._drained = False
 
@@ -38,12 +42,17 @@ class BlankEngine:
         if self._drained:
             raise Drained("the engine takes no more images in")
         self._tickets += 1
-        self._inside[self._tickets] = request
+        self._inside[self._tickets] = (request, 0)
         return self._tickets
 
     def step(self) -> list[Finished]:
-        finished = [Finished(ticket, image=_blank(request)) for ticket, request in self._inside.items()]
-        self._inside.clear()
+        time.sleep(self._step_s)
+        finished = []
+        for ticket, (request, step) in list(self._inside.items()):
+            self._inside[ticket] = (request, step + 1)
+            if not self._step_s or step + 1 == request.steps:
+                finished.append(Finished(ticket, image=_blank(request)))
+                del self._inside[ticket]
         return finished
 
     def cancel(self, ticket: int) -> bool:
@@ -56,7 +65,7 @@ class BlankEngine:
         return tickets
 
     def progress(self) -> dict[int, Progress]:
-        return {ticket: Progress(0, request.steps) for ticket, request in self._inside.items()}
+        return {ticket: Progress(step, request.steps) for ticket, (request, step) in self._inside.items()}
 
 
 class NoStorage(Storage):
@@ -72,11 +81,16 @@ def _blank(request: ImageRequest) -> DrawnImage:
     return DrawnImage(pixels=pixels, steps=request.steps, drawing_s=0.0)
 
 
-def _load(_settings: Settings) -> Drawer:
-    return Drawer(BlankEngine(), device="none", model="blank", revision="0")
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--no-upload", action="store_true")
+    parser.add_argument("--step-s", type=float, default=0.0)
+    options = parser.parse_args()
+    logging.basicConfig(level="INFO", format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    drawer = Drawer(BlankEngine(options.step_s), device="none", model="blank", revision="0")
+    storage = NoStorage if options.no_upload else Storage
+    return run(load_settings(), load=lambda settings: drawer, storage_at=storage)
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level="INFO", format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    storage = NoStorage if "--no-upload" in sys.argv else Storage
-    sys.exit(run(load_settings(), load=_load, storage_at=storage))
+    sys.exit(main())

@@ -1,0 +1,210 @@
+"""The product through its command line: a farm by ``ovis-batch up``, with the tiny model and real servers."""
+
+import csv
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import psutil
+import pytest
+from PIL import Image
+
+from tests.farm import free_port
+
+ROOT = Path(__file__).parents[2]
+COMMAND = (sys.executable, "-m", "producer.cli")
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """``ovis-batch`` with the settings of one farm."""
+
+    environment: dict[str, str]
+
+    def run(self, *words: str, stdin: str | None = None) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            (*COMMAND, *words), env=self.environment, cwd=ROOT, input=stdin, capture_output=True, text=True, timeout=180
+        )
+
+    def json(self, *words: str) -> dict[str, Any]:
+        ended = self.run(*words, "--json")
+        return dict(json.loads(ended.stdout)) | {"exit_code": ended.returncode}
+
+    def start(self, *words: str) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            (*COMMAND, *words),
+            env=self.environment,
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+
+def command_line(data_dir: Path) -> CommandLine:
+    return CommandLine(os.environ | {"OVIS_DATA_DIR": str(data_dir), "OVIS_API_PORT": str(free_port())})
+
+
+@contextmanager
+def up(command: CommandLine) -> Iterator["subprocess.Popen[str]"]:
+    farm = command.start("up")
+    try:
+        yield farm
+    finally:
+        farm.send_signal(signal.SIGTERM)
+        output, _ = farm.communicate(timeout=120)
+        assert farm.returncode == 0, output
+        assert not [child for child in psutil.process_iter() if _belongs(child, command)]
+
+
+def _belongs(process: psutil.Process, command: CommandLine) -> bool:
+    try:
+        return command.environment["OVIS_DATA_DIR"] in process.environ().get("OVIS_DATA_DIR", "")
+    except psutil.Error:
+        return False
+
+
+@pytest.fixture(scope="module")
+def farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
+    command = command_line(tmp_path_factory.mktemp("farm"))
+    with up(command):
+        until(lambda: command.run("status").returncode == 0 and command.json("status")["workers"])
+        yield command
+
+
+def until(condition: Callable[[], object], timeout_s: float = 120) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it never came to be"
+        time.sleep(0.2)
+
+
+def test_one_prompt_is_drawn_and_two_prompts_with_one_seed_differ(farm: CommandLine, tmp_path: Path) -> None:
+    size = ("--width", "64", "--height", "64", "--steps", "2", "--seed", "1", "--wait")
+    jobs = [farm.json("submit", prompt, *size) for prompt in ("A red banner", "A blue star")]
+    assert [(job["state"], job["exit_code"], job["request"]["seed"]) for job in jobs] == [("succeeded", 0, 1)] * 2
+    assert jobs[0]["sha256"] != jobs[1]["sha256"]
+    again = farm.json("submit", "A red banner", *size)
+    assert again["width_px"] == 64
+    assert farm.json("status", jobs[0]["id"])["object_key"] == jobs[0]["object_key"]
+
+
+def test_a_manifest_is_drawn_and_downloaded_one_file_a_row(farm: CommandLine, tmp_path: Path) -> None:
+    manifest = tmp_path / "banners.csv"
+    manifest.write_text("sku,prompt,width,height\nA,red,100,70\nB,新茶,64,130\nC,blue,64,64\n", encoding="utf-8-sig")
+    submitted = farm.json("submit", "--file", str(manifest), "--name", "{sku}_{width}x{height}.png", "--steps", "2")
+    assert farm.run("wait", submitted["id"]).returncode == 0
+    to = tmp_path / "out"
+    assert farm.json("results", submitted["id"], "--to", str(to)) == {
+        "folder": str(to), "images": 3, "jobs": 3, "exit_code": 0,
+    }  # fmt: skip
+    assert {path.name for path in to.iterdir()} == {
+        "A_100x70.png", "B_64x130.png", "C_64x64.png", "results.csv", "contact-sheet.png",
+    }  # fmt: skip
+    with (to / "results.csv").open(encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row, size in zip(rows, ((100, 70), (64, 130), (64, 64)), strict=True):
+        assert Image.open(to / row["file"]).size == size == (int(row["width"]), int(row["height"]))
+        assert hashlib.sha256((to / row["file"]).read_bytes()).hexdigest() == row["sha256"]
+
+
+def test_a_broken_download_goes_on_where_it_stopped(farm: CommandLine, tmp_path: Path) -> None:
+    line = json.dumps({"prompt": "a", "width": 64, "height": 64, "steps": 1})
+    ended = farm.run("submit", "--file", "-", "--kind", "jsonl", "--wait", "--json", stdin=f"{line}\n{line}\n")
+    batch = json.loads(ended.stdout)["id"]
+    farm.run("results", batch, "--to", str(tmp_path))
+    kept, broken = sorted(tmp_path.glob("0*.png"))
+    before = kept.stat().st_mtime_ns
+    broken.write_bytes(b"half")
+    assert farm.run("results", batch, "--to", str(tmp_path)).returncode == 0
+    assert kept.stat().st_mtime_ns == before
+    assert Image.open(broken).size == (64, 64)
+
+
+@pytest.mark.parametrize(
+    ("manifest", "told"),
+    [
+        ("prompt,width\ngood,64\nbad,0\n", "line 3, column 'width'"),
+        ("prompt,colour\na,b\n", "column 'colour'"),
+        ("", "is empty"),
+        ('prompt\n"open', "is no CSV"),
+    ],
+)
+def test_a_bad_manifest_submits_nothing_and_says_where_it_is_bad(farm: CommandLine, manifest: str, told: str) -> None:
+    before = farm.json("status")["counts"]
+    ended = farm.run("submit", "--file", "-", stdin=manifest)
+    assert (ended.returncode, told in ended.stderr) == (2, True), ended.stderr
+    assert farm.json("status")["counts"] == before
+
+
+def test_a_prompt_with_more_tokens_than_the_model_reads_fails_and_says_so(farm: CommandLine) -> None:
+    job = farm.json("submit", "word " * 100, "--width", "64", "--height", "64", "--wait")
+    assert (job["state"], job["error_code"], job["failures"], job["exit_code"]) == ("failed", "invalid_request", 1, 1)
+    assert "246 at most" in job["error_message"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (("submit", "a", "--width", "0"), 2, "width"),
+        (("submit",), 2, "either a prompt or --file"),
+        (("submit", "--file", "/nowhere.csv"), 2, "/nowhere.csv"),
+        (("status", str(uuid4())), 4, "404"),
+        (("status", "no-uuid"), 2, "UUID"),
+        (("nonsense",), 2, "nonsense"),
+    ],
+)
+def test_a_wrong_command_has_its_exit_code_and_says_what_is_wrong(
+    farm: CommandLine, words: tuple[str, ...], code: int, told: str
+) -> None:
+    ended = farm.run(*words)
+    assert (ended.returncode, told.casefold() in ended.stderr.casefold()) == (code, True), ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_ctrl_c_on_a_waiting_command_leaves_the_jobs_in_peace(farm: CommandLine) -> None:
+    waiting = farm.start("submit", "slow", "--width", "512", "--height", "512", "--steps", "30", "--wait")
+    until(lambda: farm.json("status")["counts"]["running"])
+    waiting.send_signal(signal.SIGINT)
+    output, _ = waiting.communicate(timeout=30)
+    assert waiting.returncode == 130
+    assert "ovis-batch wait" in output
+    job_id = output.rpartition("wait ")[2].strip()
+    assert farm.json("status", job_id)["state"] in {"running", "succeeded"}
+
+
+def test_a_worker_killed_in_the_middle_of_a_catalogue_costs_no_image(farm: CommandLine, tmp_path: Path) -> None:
+    rows = "".join(f"banner {n},96,64,6\n" for n in range(16))
+    ended = farm.run("submit", "--file", "-", "--json", stdin=f"prompt,width,height,steps\n{rows}")
+    batch = json.loads(ended.stdout)["id"]
+    until(lambda: farm.json("status", batch)["counts"]["succeeded"] >= 3)
+    (killed,) = [worker for worker in farm.json("status")["workers"] if worker["live"]]
+    os.kill(killed["pid"], signal.SIGKILL)
+    assert farm.run("wait", batch).returncode == 0
+    assert farm.json("results", batch, "--to", str(tmp_path))["images"] == 16
+
+
+def test_a_second_farm_in_the_same_folder_is_refused(farm: CommandLine) -> None:
+    ended = farm.run("up")
+    assert ended.returncode == 2
+    assert "already" in ended.stderr
+
+
+def test_a_port_that_is_taken_is_told(farm: CommandLine, tmp_path: Path) -> None:
+    ended = CommandLine(farm.environment | {"OVIS_DATA_DIR": str(tmp_path)}).run("up")
+    assert ended.returncode == 2
+    assert "OVIS_API_PORT" in ended.stderr
+
+
+def test_without_a_farm_the_exit_code_is_3(tmp_path: Path) -> None:
+    assert command_line(tmp_path).run("status").returncode == 3
