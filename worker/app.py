@@ -146,6 +146,7 @@ class Worker:
         pause = threading.Event()
         pause.wait(self._durations.grace_s)
         self._device.drain()
+        self._executor.give_up()
         pause.wait(self._durations.grace_s / 2 + 2)
         log.critical("the pool still waits after its grace time: the process ends, its leases lapse")
         logging.shutdown()

@@ -31,8 +31,6 @@ class DrawingEngine(Protocol):
 
     @property
     def capacity(self) -> int: ...
-    @property
-    def idle(self) -> bool: ...
     def submit(self, request: ImageRequest) -> int: ...
     def step(self) -> list[Finished]: ...
     def cancel(self, ticket: int) -> bool: ...
@@ -119,7 +117,7 @@ class Device:
                 finished = self._engine.step()
                 self._step_began = None
                 self._hand_out(finished)
-        except Exception as error:
+        except BaseException as error:  # a panic in a library's native code is no Exception
             log.critical("the engine cannot go on", exc_info=True)
             self._die(f"{type(error).__name__}: {error}")
 

@@ -50,7 +50,7 @@ ENDINGS: dict[type[Exception], Ending] = {
     Drained: Ending(Outcome.DRAINED, "drained"),
     Cancelled: Ending(None, "cancelled"),
     LostClaim: Ending(None, "lost_claim"),
-    Unavailable: Ending(Outcome.RETRIED, "unavailable"),
+    Unavailable: Ending(Outcome.DRAINED, "unavailable"),  # raised only when the worker ends meanwhile
     Exception: Ending(Outcome.RETRIED, "internal", traced=True),  # an error of no class: a failure, never a success
 }
 
@@ -88,10 +88,15 @@ class Executor:
         self._room = Room()
         self._away: set[str] = set()
         self._draining = threading.Event()
+        self._out_of_time = threading.Event()
 
     def drain(self) -> None:
-        """Claim nothing more."""
+        """Claim nothing more; what is drawn is still stored, however often that takes."""
         self._draining.set()
+
+    def give_up(self) -> None:
+        """The grace time is over: wait for no dependency any more."""
+        self._out_of_time.set()
 
     def execute(self, message: Message) -> None:
         """Take the message's job from its claim to its record; returns when nothing is left to do for it."""
@@ -105,7 +110,7 @@ class Executor:
                 body, encoding_s = self._encode(request, drawn)
                 key, uploading_s = self._upload(claim, request, body)
                 self._record(claim, request, drawn, body, key, encoding_s, uploading_s)
-            except Exception as error:  # noqa: BLE001  # the table decides; an error of no class is a failure
+            except Exception as error:  # noqa: BLE001  # the table decides; one of no class is a failure
                 self._settle(claim, error)
 
     def _claim(self, message: Message) -> Claim | None:
@@ -123,6 +128,8 @@ class Executor:
     def _begin(self, claim: Claim) -> ImageRequest:
         if claim.suspect:
             self._persist(claim, lambda: self._store.mark_alone(claim))
+        if self._lease.lost(claim):  # while it waited for its turn
+            raise LostClaim(claim.job_id, claim.claim)
         return ImageRequest.model_validate(claim.request)
 
     def _encode(self, request: ImageRequest, drawn: DrawnImage) -> tuple[bytes, float]:
@@ -173,8 +180,10 @@ class Executor:
         try:
             self._persist(claim, lambda: self._write_ending(claim, ending, str(error), trace))
             self._metrics.ended(ending.outcome)
-        except (LostClaim, Unavailable) as lost:
-            log.warning("job %s: its end could not be written (%s); the lease decides", claim.job_id, lost)
+        except LostClaim as lost:
+            log.info("job %s: %s", claim.job_id, lost)
+        except Exception:  # the claim check finds the job running and unheld, and gives it back
+            log.exception("job %s: its end could not be written", claim.job_id)
 
     def _write_ending(self, claim: Claim, ending: Ending, message: str, trace: str | None) -> None:
         if ending.outcome is Outcome.DRAINED:
@@ -188,8 +197,9 @@ class Executor:
     def _persist(self, claim: Claim | None, act: Callable[[], Answer]) -> Answer:
         """Do ``act``, again and again while its dependency is away: what is drawn is kept, not drawn again.
 
-        Raises: LostClaim when the claim was lost meanwhile, Unavailable when the worker stops.
+        Raises: LostClaim when the claim was lost meanwhile, Unavailable when the worker's time is over.
         """
+        over = self._out_of_time if claim is not None else self._draining
         for pause_s in self._pauses():
             try:
                 answer = act()
@@ -197,7 +207,7 @@ class Executor:
                 self._note_away(error)
                 if claim is not None and self._lease.lost(claim):
                     raise LostClaim(claim.job_id, claim.claim) from error
-                if self._draining.wait(pause_s):
+                if over.wait(pause_s):
                     raise
             else:
                 self._away.clear()

@@ -5,6 +5,7 @@ dropped from the engine between two steps. A missing Postgres ends nothing: draw
 later write decides.
 """
 
+import contextlib
 import json
 import logging
 import threading
@@ -13,8 +14,8 @@ from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
 
-from producer.jobs.contract import Claim, Message
-from producer.jobs.errors import Unavailable
+from producer.jobs.contract import Claim, Fence, Message
+from producer.jobs.errors import LostClaim, Unavailable
 from producer.jobs.settings import Durations
 from producer.jobs.store import Store
 
@@ -22,7 +23,8 @@ log = logging.getLogger(__name__)
 
 
 class Lease:
-    """Keeps one worker's lease. ``drawing`` tells what it draws; ``on_lost`` is called once for each lost claim."""
+    """Keeps one worker's lease. ``drawing`` tells what it draws; ``on_lost`` is called at
+    each look at a claim that is lost and still held."""
 
     def __init__(
         self,
@@ -42,6 +44,7 @@ class Lease:
         self._on_lost = on_lost
         self._held: set[Message] = set()
         self._lost: set[Message] = set()
+        self._unheld: set[Message] = set()
         self._away = False
         self._stop = threading.Event()
         self._threads = [
@@ -87,12 +90,24 @@ class Lease:
         return claim.message in self._lost
 
     def _check(self) -> None:
-        asked = set(self._held)
-        if not asked:
-            return
-        for message in (asked - self._store.holding(self._worker_id, asked)) & self._held - self._lost:
+        """Compare what this worker believes to hold with what the table says that it holds."""
+        believed = set(self._held)
+        told = self._store.holding(self._worker_id)
+        for message in (believed - told) & self._held:
             self._lost.add(message)
             self._on_lost(message)
+        self._give_back_unheld(told - believed - self._held)
+
+    def _give_back_unheld(self, unheld: set[Message]) -> None:
+        """A claim whose answer was lost is running for the table and unknown here: seen twice, it goes back.
+
+        Once is not enough: a claim is in the table a moment before it is held here.
+        """
+        for message in unheld & self._unheld - self._held:
+            log.warning("job %s: was claimed here unnoticed, and goes back to the queue", message.job_id)
+            with contextlib.suppress(LostClaim):
+                self._store.give_back(Fence(message.job_id, message.claim, self._worker_id))
+        self._unheld = unheld
 
     def _repeat(self, act: Callable[[], None], pause_s: float) -> None:
         while not self._stop.wait(pause_s):
@@ -102,6 +117,8 @@ class Lease:
                 if not self._away:
                     log.error("no heartbeat until %s", error)
                 self._away = True
+            except Exception:  # a worker without a heartbeat would lose every claim: say what happened, and go on
+                log.exception("%s failed", threading.current_thread().name)
             else:
                 if self._away:
                     log.info("Postgres answers again: the heartbeat goes on")

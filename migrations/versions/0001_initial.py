@@ -24,13 +24,16 @@ OPS_BACKLOG = """
 
 OPS_WORKERS = """
     CREATE VIEW ops_workers AS
-    SELECT w.id, w.host, w.pid, w.device, w.model, w.revision, w.version, w.capacity,
-           w.started_at, w.heartbeat_at, w.stopped_at,
+    SELECT w.id, w.host, w.pid, w.device, w.model, w.revision, w.version, w.capacity, w.started_at, w.heartbeat_at,
            extract(epoch FROM now() - w.heartbeat_at)::float AS heartbeat_age_s,
-           (SELECT count(*) FROM jobs j WHERE j.state = 'running' AND j.worker_id = w.id) AS running,
-           (SELECT count(*) FROM claims c WHERE c.worker_id = w.id AND c.outcome = 'succeeded'
-                AND c.ended_at > now() - interval '1 hour') AS images_last_hour
+           coalesce(held.jobs, 0) AS running, coalesce(drawn.jobs, 0) AS images_last_hour
     FROM workers w
+    LEFT JOIN (SELECT worker_id, count(*) AS jobs FROM jobs WHERE state = 'running' GROUP BY worker_id) AS held
+           ON held.worker_id = w.id
+    LEFT JOIN (SELECT worker_id, count(*) AS jobs FROM jobs
+               WHERE state = 'succeeded' AND finished_at > now() - interval '1 hour' GROUP BY worker_id) AS drawn
+           ON drawn.worker_id = w.id
+    WHERE w.stopped_at IS NULL AND w.heartbeat_at > now() - interval '1 hour'
 """
 
 
@@ -181,7 +184,7 @@ def upgrade() -> None:
             sa.Boolean(),
             server_default=sa.text("false"),
             nullable=False,
-            comment="Set by reclaim: its worker died. It is next drawn alone.",
+            comment="Set by reclaim: its worker died. From then on it is drawn alone.",
         ),
         sa.Column(
             "drawn_alone",
@@ -243,7 +246,7 @@ def upgrade() -> None:
         sa.UniqueConstraint("seq", name=op.f("jobs_seq_key")),
     )
     op.create_index("jobs_batch", "jobs", ["batch_id", "position"], unique=False)
-    op.create_index("jobs_finished", "jobs", ["finished_at"], unique=False)
+    op.create_index("jobs_finished", "jobs", ["state", "finished_at"], unique=False)
     op.create_index("jobs_state", "jobs", ["state", "priority", "seq"], unique=False)
     op.create_table(
         "claims",

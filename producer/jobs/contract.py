@@ -80,12 +80,18 @@ class Message:
 
 
 @dataclass(frozen=True)
-class Claim:
-    """One worker's taking of a job: what it needs to draw, and the fence for every write of the result."""
+class Fence:
+    """What every write of a claim's end must match."""
 
     job_id: UUID
     claim: int
     worker_id: UUID
+
+
+@dataclass(frozen=True)
+class Claim(Fence):
+    """One worker's taking of a job: its fence, and what it needs to draw."""
+
     batch_id: UUID | None
     suspect: bool
     waiting_s: float

@@ -59,8 +59,11 @@ class Dispatcher:
                     self._take_turns(listener, stop)
             except Unavailable as error:
                 self._note_missing(error)
-                self._connected_since = None
-                stop.wait(self._durations.renew_s)
+                if error.dependency == "Postgres":
+                    self._connected_since = None
+            except Exception:  # the farm stands still without a dispatcher: say what happened, and go on
+                log.exception("a turn of the dispatcher failed")
+            stop.wait(self._durations.renew_s)
         self._resign()
 
     def _take_turns(self, listener: Listener, stop: threading.Event) -> None:
@@ -77,7 +80,7 @@ class Dispatcher:
         if self.leading:
             self._audit(now)
             self._top_up()
-        self._found_again()
+            self._found_again()
 
     def _renew(self, now: float) -> None:
         self._connected_since = self._connected_since or now
@@ -107,7 +110,7 @@ class Dispatcher:
         if lost:
             log.warning("%d messages were lost or not claimed in time; published again", len(lost))
             self.counts.republished += len(lost)
-            self._store.republishing(lost)
+            self._store.republishing(self.id, lost)
             self._queue.publish(lost)
 
     def _top_up(self) -> None:

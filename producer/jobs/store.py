@@ -7,8 +7,9 @@ Invariants that the statements keep, whoever calls them and whatever dies in bet
 - a row of ``messages`` exists only for a queued job and its next claim;
 - no transaction is open while anything is drawn, encoded or uploaded; times are the database's clock.
 
-Every method raises ``Unavailable`` when Postgres does not answer, and has then changed nothing that the caller may
-not simply ask for again.
+Every method raises ``Unavailable`` when Postgres does not answer, and the caller may simply ask again. A claim may
+then stand though its answer was lost: asked again it looks like a duplicate, and the worker's claim check
+(``worker.lease``) gives the job back.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,13 +19,14 @@ from uuid import UUID, uuid4
 
 import psycopg
 from sqlalchemy import Connection, Engine, create_engine, make_url, text
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from producer.jobs.contract import (
     Batch,
     Claim,
     Farm,
+    Fence,
     Job,
     Message,
     Outcome,
@@ -46,7 +48,8 @@ CONNECT_ARGS: dict[str, Any] = {
     "keepalives_idle": 10,
     "keepalives_interval": 3,
     "keepalives_count": 3,
-    # A frozen process must not hold a row for ever, nor a lost network a statement.
+    "tcp_user_timeout": 15_000,  # ms; keepalives say nothing while what was sent is not acknowledged
+    # A frozen process must not hold a row for ever.
     "options": "-c timezone=UTC -c idle_in_transaction_session_timeout=10s -c statement_timeout=60s",
 }
 
@@ -63,19 +66,32 @@ def connect(database_url: str, *, connections: int = 5, ping: bool = True) -> En
     )
 
 
+AWAY = ("08", "25", "53", "57", "58")
+"""Classes of SQLSTATE that pass by themselves: no connection, a standby or a broken transaction, no resources, an
+operator's doing, the system's fault."""
+
+
 @contextmanager
 def reaching(dependency: str) -> Iterator[None]:
     """Turns the ways in which Postgres can be away into ``Unavailable``."""
     try:
         yield
-    except (OperationalError, InterfaceError, PoolTimeout) as error:
+    except PoolTimeout as error:
         raise Unavailable(dependency, _first_line(error)) from error
     except DBAPIError as error:
-        if error.connection_invalidated:
+        if error.connection_invalidated or _away(error.orig):
             raise Unavailable(dependency, _first_line(error)) from error
         raise
-    except (psycopg.OperationalError, psycopg.InterfaceError) as error:
-        raise Unavailable(dependency, _first_line(error)) from error
+    except psycopg.Error as error:
+        if _away(error):
+            raise Unavailable(dependency, _first_line(error)) from error
+        raise
+
+
+def _away(error: BaseException | None) -> bool:
+    if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
+        return True
+    return isinstance(error, psycopg.Error) and (error.sqlstate or "").startswith(AWAY)
 
 
 def _first_line(error: Exception) -> str:
@@ -281,15 +297,11 @@ class Store:
             row = connection.execute(_CLAIM, values).mappings().first()
         return Claim(job_id=message.job_id, claim=message.claim, worker_id=worker_id, **row) if row else None
 
-    def holding(self, worker_id: UUID, held: Iterable[Message]) -> set[Message]:
-        """Those of ``held`` that are still this worker's; the others were cancelled or reclaimed."""
-        wanted = set(held)
-        statement = text(
-            "SELECT id, claim FROM jobs WHERE id = ANY(:ids) AND state = 'running' AND worker_id = :worker"
-        )
+    def holding(self, worker_id: UUID) -> set[Message]:
+        """The claims that are this worker's now; of others that it held, each was cancelled or reclaimed."""
+        statement = text("SELECT id, claim FROM jobs WHERE state = 'running' AND worker_id = :worker")
         with self._single() as connection:
-            rows = connection.execute(statement, {"ids": [m.job_id for m in wanted], "worker": worker_id})
-            return wanted & {Message(row.id, row.claim) for row in rows}
+            return {Message(row.id, row.claim) for row in connection.execute(statement, {"worker": worker_id})}
 
     def mark_alone(self, claim: Claim) -> None:
         """The suspect has the process to itself: a death from here on is its own. Raises: LostClaim."""
@@ -315,13 +327,13 @@ class Store:
         """The claim failed; the job waits and is tried again, or fails if this was its last. Raises: LostClaim."""
         self._settle(claim, Outcome.RETRIED, code, message, trace=trace, charge=1, delay_s=delay_s)
 
-    def give_back(self, claim: Claim, outcome: Outcome = Outcome.DRAINED) -> None:
-        """The worker drains: back to the queue with no failure charged. Raises: LostClaim."""
-        self._settle(claim, outcome, None, None, charge=0)
+    def give_back(self, fence: Fence) -> None:
+        """The worker drains, or never learnt of its claim: back to the queue, no failure charged. Raises: LostClaim."""
+        self._settle(fence, Outcome.DRAINED, None, None, charge=0)
 
     def _settle(
         self,
-        claim: Claim,
+        claim: Fence,
         outcome: Outcome,
         code: str | None,
         message: str | None,
@@ -334,8 +346,8 @@ class Store:
         values = _fence(claim) | {
             "outcome": outcome,
             "code": code,
-            "message": message,
-            "trace": trace or message,
+            "message": _storable(message),
+            "trace": _storable(trace or message),
             "charge": charge,
             "delay": delay_s,
             "final": final,
@@ -376,13 +388,11 @@ class Store:
             rows = connection.execute(_OVERDUE_MESSAGES, {"holder": holder, "audit": audit_s})
             return [Message(row.job_id, row.claim) for row in rows]
 
-    def republishing(self, messages: Sequence[Message]) -> None:
+    def republishing(self, holder: UUID, messages: Sequence[Message]) -> None:
         """Note that these are published again now."""
-        with self._begin() as connection:
-            connection.execute(
-                text("UPDATE messages SET published_at = now() WHERE job_id = ANY(:ids)"),
-                {"ids": [message.job_id for message in messages]},
-            )
+        statement = text(f"UPDATE messages SET published_at = now() WHERE job_id = ANY(:ids) AND {_LEADS}")
+        with self._single() as connection:
+            connection.execute(statement, {"ids": [message.job_id for message in messages], "holder": holder})
 
     def reclaim(self, holder: UUID, *, lease_s: float) -> list[tuple[UUID, State]]:
         """Take back the jobs of workers that have been silent for a lease; returns each job and its new state.
@@ -416,7 +426,14 @@ class Listener:
             return any(True for _ in self._connection.notifies(timeout=timeout_s, stop_after=1))
 
 
-def _fence(claim: Claim) -> dict[str, Any]:
+def _storable(words: str | None) -> str | None:
+    """Without what Postgres cannot keep in a text: an error's words must never keep its job from ending."""
+    return (
+        None if words is None else words.replace("\x00", "\N{REPLACEMENT CHARACTER}").encode(errors="replace").decode()
+    )
+
+
+def _fence(claim: Fence) -> dict[str, Any]:
     return {"job": claim.job_id, "claim": claim.claim, "worker": claim.worker_id}
 
 

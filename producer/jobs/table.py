@@ -124,7 +124,7 @@ jobs = Table(
         Boolean,
         nullable=False,
         server_default=text("false"),
-        comment="Set by reclaim: its worker died. It is next drawn alone.",
+        comment="Set by reclaim: its worker died. From then on it is drawn alone.",
     ),
     Column(
         "drawn_alone",
@@ -168,7 +168,7 @@ jobs = Table(
     ),
     Index("jobs_state", "state", "priority", "seq"),
     Index("jobs_batch", "batch_id", "position"),
-    Index("jobs_finished", "finished_at"),
+    Index("jobs_finished", "state", "finished_at"),
 )
 
 claims = Table(

@@ -17,7 +17,7 @@ from worker.executor import Ending, Room, ending_of
         (Drained("stop"), Outcome.DRAINED, "drained"),
         (Cancelled("by a person"), None, "cancelled"),
         (LostClaim.__new__(LostClaim), None, "lost_claim"),
-        (Unavailable("S3", "503"), Outcome.RETRIED, "unavailable"),
+        (Unavailable("S3", "503"), Outcome.DRAINED, "unavailable"),
         (ZeroDivisionError("of no class"), Outcome.RETRIED, "internal"),
     ],
 )

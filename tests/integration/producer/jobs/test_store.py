@@ -121,11 +121,25 @@ def test_a_write_without_the_fence_bounces(store: Store, leader: UUID) -> None:
     assert outcomes(store, job) == ["lease_lost", "succeeded"]
 
 
-def test_a_worker_asks_which_of_its_claims_still_hold(store: Store) -> None:
+def test_a_worker_asks_which_claims_are_its_own_now(store: Store) -> None:
     me, kept, dropped = worker(store), submit(store), submit(store)
-    held = {claim(store, kept, me).message, claim(store, dropped, me).message}
+    for job in (kept, dropped):
+        claim(store, job, me)
     store.cancel(dropped.id)
-    assert store.holding(me, held) == {Message(kept.id, 1)}
+    assert store.holding(me) == {Message(kept.id, 1)}
+    assert store.holding(worker(store)) == set()
+
+
+def test_the_words_of_an_error_never_keep_its_job_from_ending(store: Store) -> None:
+    job = submit(store)
+    store.fail(claim(store, job, worker(store)), "internal", "a\x00b \ud800", trace="\x00")
+    assert store.job(job.id).error_message == "a\N{REPLACEMENT CHARACTER}b ?"
+
+
+def test_a_database_that_is_read_only_for_a_moment_is_away(store: Store, settings: Settings) -> None:
+    sql(store, "SET default_transaction_read_only = on")  # of the pool's first connection, which is used again
+    with pytest.raises(Unavailable, match="read-only"):
+        sql(store, "DELETE FROM leader")
 
 
 def test_failures_are_tried_again_until_they_are_too_many(store: Store) -> None:
