@@ -115,8 +115,10 @@ class Dispatcher:
 
     def _top_up(self) -> None:
         published, workers = self._store.window(lease_s=self._durations.lease_s)
+        claimed_at_once = 0 if published else self._throughput.expecting
         rate = self._throughput.measured(published)
-        room = max(1, workers, math.ceil(rate)) - published
+        # A window that was emptied was too small: twice as many next, so that a farm is at full speed in a second.
+        room = max(1, workers, math.ceil(rate), 2 * claimed_at_once) - published
         if room > 0:
             self._publish(self._store.next_messages(self.id, room))
 
@@ -143,23 +145,26 @@ class Dispatcher:
 
 
 class Throughput:
-    """Claims a second, as the window's own emptying tells: no statement is needed for it."""
+    """Claims a second, as the window's own emptying tells: no statement is needed for it.
+
+    ``expecting`` is how many messages would be unclaimed if nobody had claimed any since the last look.
+    """
 
     def __init__(self) -> None:
         self._rate = 0.0
-        self._outstanding = 0
+        self.expecting = 0
         self._at = time.monotonic()
 
     def published(self, count: int) -> None:
         """These were added to the window."""
-        self._outstanding += count
+        self.expecting += count
 
     def measured(self, outstanding: int) -> float:
         """Claims a second over about the last second, given that ``outstanding`` messages are still unclaimed."""
         now = time.monotonic()
         elapsed_s = max(now - self._at, 1e-3)
-        rate = max(0, self._outstanding - outstanding) / elapsed_s
+        rate = max(0, self.expecting - outstanding) / elapsed_s
         weight = 1 - math.exp(-elapsed_s)
         self._rate = max(rate * weight + self._rate * (1 - weight), 0.0)
-        self._outstanding, self._at = outstanding, now
+        self.expecting, self._at = outstanding, now
         return self._rate

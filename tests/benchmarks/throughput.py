@@ -1,8 +1,9 @@
 """Jobs a second from submission to recorded, and rows a second of bulk submission: ``make bench``.
 
 Real servers, a real dispatcher process and one real worker process; only the drawing costs nothing. Uploads switched
-on and off alternate, so that both are measured in one run on the same, perhaps noisy, machine. A round's clock runs
-from the submission's commit to the last record; the process starts and one warm-up round are thrown away.
+on and off, and the least that a worker could do (``bare_worker.py``), alternate, so that all are measured in one run on
+the same, perhaps noisy, machine: the ratios say more than the rates. A round's clock runs from before the submission to
+the last record; the process starts and one warm-up round are thrown away.
 """
 
 import argparse
@@ -24,12 +25,19 @@ from producer.jobs.storage import Storage
 from producer.jobs.store import Store
 
 BLANK_WORKER = Path(__file__).parents[1] / "blank_worker.py"
+BARE_WORKER = Path(__file__).parent / "bare_worker.py"
+KINDS = {
+    "with uploads": (BLANK_WORKER,),
+    "with uploads, bare loop": (BARE_WORKER,),
+    "upload switched off": (BLANK_WORKER, "--no-upload"),
+    "upload switched off, bare loop": (BARE_WORKER, "--no-upload"),
+}
 MAX_FAILURES = 3
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--jobs", type=int, default=3000, help="jobs in a round")
+    parser.add_argument("--jobs", type=int, default=1500, help="jobs in a round")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of each kind")
     parser.add_argument("--rows", type=int, default=50_000, help="rows of a bulk submission")
     options = parser.parse_args()
@@ -47,20 +55,22 @@ def main() -> None:
 def _measure_jobs(farm: LocalFarm, store: Store, jobs: int, rounds: int) -> None:
     environment = {**os.environ, "OVIS_DATA_DIR": str(farm.settings.data_dir)}
     farm.processes.start("dispatcher", [sys.executable, "-m", "producer.cli", "dispatcher"], environment)
-    rates: dict[str, list[float]] = {"with uploads": [], "upload switched off": []}
+    rates: dict[str, list[float]] = {kind: [] for kind in KINDS}
     for _ in range(rounds):
         for kind, measured in rates.items():
-            with _worker(farm, environment, upload=kind == "with uploads"):
+            with _worker(farm, environment, KINDS[kind]):
                 _round(farm, store, jobs // 5)
                 measured.append(jobs / _round(farm, store, jobs))
     for kind, measured in rates.items():
-        print(f"{statistics.median(measured):6.0f} jobs/s {kind} (rounds: {', '.join(f'{r:.0f}' for r in measured)})")
+        print(
+            f"{statistics.median(measured):6.0f} jobs/s {kind} (rounds: {', '.join(f'{r:.0f}' for r in measured)})",
+            flush=True,
+        )
 
 
 @contextmanager
-def _worker(farm: LocalFarm, environment: dict[str, str], *, upload: bool) -> Iterator[None]:
-    command = [sys.executable, BLANK_WORKER] + ([] if upload else ["--no-upload"])
-    farm.processes.start("worker", command, environment)
+def _worker(farm: LocalFarm, environment: dict[str, str], words: tuple[str | Path, ...]) -> Iterator[None]:
+    farm.processes.start("worker", [sys.executable, *words], environment)
     try:
         yield
     finally:
@@ -93,7 +103,8 @@ def _measure_rows(store: Store, rows: int, rounds: int) -> None:
         seconds.append(time.perf_counter() - began)
         assert batch.jobs == rows
     middle = statistics.median(seconds)
-    print(f"{rows} rows submitted in {middle:.1f} s ({rows / middle:.0f} rows/s; rounds: {seconds})")
+    each = ", ".join(f"{second:.1f}" for second in seconds)
+    print(f"{rows} rows submitted in {middle:.1f} s ({rows / middle:.0f} rows/s; rounds: {each} s)")
 
 
 if __name__ == "__main__":
