@@ -36,7 +36,7 @@ bench: $(INSTALLED) ## Measure jobs a second and rows a second on this machine
 	$(BIN)/python tests/benchmarks/throughput.py
 
 screenshot: $(INSTALLED) ## Take README's picture of the page of the farm that `make up` runs (needs chromium)
-	$(BIN)/python tests/acceptance/screenshot.py http://127.0.0.1:8000/ docker/page.png
+	$(BIN)/python tests/acceptance/screenshot.py http://127.0.0.1:8000/ producer/dashboard/page.png
 
 lock: $(INSTALLED) ## Write constraints.txt from what is installed
 	@{ sed -n '/^#/p' constraints.txt; $(BIN)/pip freeze --exclude-editable | sed 's/^\(torch==[0-9.]*\)+.*/\1/'; } > constraints.new

@@ -62,8 +62,26 @@ class ManifestError(FarmError):
     def __init__(self, problems: list[Problem], count: int | None = None) -> None:
         self.problems = problems
         self.count = count or len(problems)
-        more = f"\n… and {self.count - len(problems)} more" if self.count > len(problems) else ""
-        super().__init__("\n".join(map(str, problems)) + more)
+        super().__init__("\n".join(_lines(self.problems, self.count)))
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """What was not submitted of a manifest: so many rows. ``count`` is of their problems, of which some are here."""
+
+    rows: int
+    problems: list[Problem]
+    count: int
+
+    def __str__(self) -> str:
+        return "\n".join(
+            [*_lines(self.problems, self.count), f"left out: {self.rows} {'row' if self.rows == 1 else 'rows'}"]
+        )
+
+
+def _lines(problems: list[Problem], count: int) -> list[str]:
+    more = [f"… and {count - len(problems)} more"] if count > len(problems) else []
+    return [*map(str, problems), *more]
 
 
 @dataclass(frozen=True)
@@ -107,28 +125,33 @@ def read(
         raise ManifestError([Problem(0, None, "holds no rows: there is nothing to submit")])
 
 
-def accept(rows: Iterable[Row], *, keep: Callable[[Submission], None], partial: bool = False) -> list[Problem]:
+def accept(rows: Iterable[Row], *, keep: Callable[[Submission], None], partial: bool = False) -> LeftOut:
     """Hand every good row to ``keep``. Names must differ within the manifest.
 
-    Returns the problems of the rows left out, which is an empty list unless ``partial``.
+    Returns what was left out, which is nothing unless ``partial``.
 
     Raises:
-        ManifestError: there are bad rows and not ``partial``, or no good one at all.
+        ManifestError: there are bad rows and not ``partial``, or no good one at all, or ``rows`` cannot be read to
+            their end; then with the problems found before.
     """
     problems: list[Problem] = []
     lines_by_name: dict[str, int] = {}
-    count = good = 0
-    for row in rows:
-        found = row.problems or _clash(row, lines_by_name)
-        if found:
-            count += len(found)
-            problems += found[: PROBLEMS_MAX - len(problems)]
-        elif row.submission is not None:
-            good += 1
-            keep(row.submission)
+    count = good = bad = 0
+    try:
+        for row in rows:
+            found = row.problems or _clash(row, lines_by_name)
+            if found:
+                bad += 1
+                count += len(found)
+                problems += found[: PROBLEMS_MAX - len(problems)]
+            elif row.submission is not None:
+                good += 1
+                keep(row.submission)
+    except ManifestError as broken:
+        raise ManifestError(problems + broken.problems, count + broken.count) from None
     if count and not (partial and good):
         raise ManifestError(problems, count)
-    return problems
+    return LeftOut(bad, problems, count)
 
 
 def _clash(row: Row, lines_by_name: dict[str, int]) -> tuple[Problem, ...]:
@@ -142,15 +165,37 @@ def _clash(row: Row, lines_by_name: dict[str, int]) -> tuple[Problem, ...]:
 
 
 def _csv_records(file: io.TextIOBase, allowed: set[str]) -> Iterator[tuple[int, dict[str, Any] | Row]]:
+    records = _numbered(file)
+    _, first = next(records, (1, []))
+    header = [cell.strip() for cell in first]
+    _check_header(header, allowed)
+    for line, cells in records:
+        if any(cell.strip() for cell in cells):
+            yield line, _csv_record(line, header, cells)
+
+
+def _numbered(file: io.TextIOBase) -> Iterator[tuple[int, list[str]]]:
+    """Each record with the line on which it begins; quoted cells may go over many."""
     reader = csv.reader(file, strict=True)
-    try:
-        header = [cell.strip() for cell in next(reader, [])]
-        _check_header(header, allowed)
-        for cells in reader:
-            if any(cell.strip() for cell in cells):
-                yield reader.line_num, _csv_record(reader.line_num, header, cells)
-    except csv.Error as error:
-        raise ManifestError([Problem(reader.line_num, None, f"is no CSV: {error}")]) from None
+    while True:
+        begins = reader.line_num + 1
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise ManifestError([Problem(begins, None, f"is no CSV: {_in_clear_words(error)}")]) from None
+        yield begins, cells
+
+
+def _in_clear_words(error: csv.Error) -> str:
+    """What Python's own words for the two ways of an open quote mean to whoever wrote the file."""
+    words = str(error)
+    if words == "unexpected end of data":
+        return "a quote is opened in this row and closed nowhere below"
+    if words.startswith("field larger than field limit"):
+        return f"a cell has more than {csv.field_size_limit()} characters: is a quote in this row not closed?"
+    return words
 
 
 def _csv_record(line: int, header: list[str], cells: list[str]) -> dict[str, Any] | Row:
@@ -179,8 +224,11 @@ def _json_records(file: io.TextIOBase) -> Iterator[tuple[int, dict[str, Any] | R
             continue
         try:
             record = json.loads(text)
-        except ValueError as error:
+        except json.JSONDecodeError as error:
             yield line, Row(line, None, (Problem(line, None, f"is no JSON: {error}"),))
+            continue
+        except (ValueError, RecursionError):  # Python's own limits, against numbers and nesting that take all its time
+            yield line, Row(line, None, (Problem(line, None, "holds a number or a nesting beyond all measure"),))
             continue
         if isinstance(record, dict):
             yield line, record
@@ -232,4 +280,7 @@ class _Namer:
 
     def of(self, values: Mapping[str, Any]) -> str:
         """The name of one row. Raises: KeyError, naming a column that the row leaves empty."""
+        for column in self.columns:
+            if values[column] in (None, ""):
+                raise KeyError(column)
         return self._template.format_map(values)

@@ -23,10 +23,10 @@ from celery.exceptions import SecurityWarning
 from pipeline.errors import PipelineError
 from producer.jobs import schema
 from producer.jobs.contract import TASK, Message
-from producer.jobs.errors import FarmError
+from producer.jobs.errors import FarmError, Unavailable
 from producer.jobs.metrics import serve_metrics
 from producer.jobs.queue import celery_app
-from producer.jobs.settings import Settings, load_settings
+from producer.jobs.settings import Settings, load_settings, told
 from producer.jobs.storage import Storage
 from producer.jobs.store import Store
 from worker.device import Device, DrawingEngine
@@ -38,6 +38,7 @@ log = logging.getLogger("worker")
 
 DEFAULT_MODEL = "AIDC-AI/Ovis-Image-7B"
 EXIT_SETTINGS = 2
+EXIT_UNAVAILABLE = 3
 EXIT_DEADLINE = 75
 SWITCH_INTERVAL_S = 1e-4
 """So that busy Python in the task threads cannot starve the engine's thread (DESIGN.md has the measurement)."""
@@ -75,7 +76,7 @@ def load_drawer(settings: Settings) -> Drawer:
 class Worker:
     """One worker process: its lease, its device, and the Celery consumer that feeds them."""
 
-    def __init__(self, settings: Settings, drawer: Drawer, store: Store, storage: Storage) -> None:
+    def __init__(self, settings: Settings, drawer: Drawer, store: Store, storage: Storage, metrics: Metrics) -> None:
         self.id = uuid4()
         self._durations = settings.durations
         self._device = Device(drawer.engine, step_limit_s=settings.step_limit_s)
@@ -88,7 +89,6 @@ class Worker:
             drawing=self._drawing,
             on_lost=self._device.cancel,
         )
-        self._metrics = Metrics()
         self._executor = Executor(
             self.id,
             drawer.model,
@@ -97,13 +97,10 @@ class Worker:
             storage=storage,
             device=self._device,
             lease=self._lease,
-            metrics=self._metrics,
+            metrics=metrics,
             durations=self._durations,
         )
         self._app = self._wired(celery_app(settings.require("redis_url")))
-        if settings.metrics_port is not None:
-            port = serve_metrics(self._metrics.registry, settings.metrics_host, settings.metrics_port)
-            log.info("metrics at http://%s:%d/metrics", settings.metrics_host, port)
 
     def run(self) -> int:
         """Consume until SIGTERM or SIGINT; returns the exit code."""
@@ -193,20 +190,27 @@ def run(
     schema.check(database_url)
     storage = storage_at(settings)
     storage.ensure_bucket()
+    metrics = Metrics()
+    if settings.metrics_port is not None:  # before the model, whose loading takes minutes: a taken port is told at once
+        port = serve_metrics(metrics.registry, settings.metrics_host, settings.metrics_port)
+        log.info("metrics at http://%s:%d/metrics", settings.metrics_host, port)
     drawer = load(settings)
     log.info("model %s at %s on %s", drawer.model, drawer.revision, drawer.device)
     store = Store.at(database_url, connections=drawer.engine.capacity + settings.upload_slots + 2, ping=False)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     warnings.filterwarnings("ignore", category=SecurityWarning)  # of running as root: no message can carry code here
     try:
-        return Worker(settings, drawer, store, storage).run()
+        return Worker(settings, drawer, store, storage, metrics).run()
     finally:
         store.close()
         storage.close()
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """``python -m worker.app [--device cuda:1]``: exit code 0 after SIGTERM, 2 if it cannot start."""
+    """``python -m worker.app [--device cuda:1]``: exit code 0 after SIGTERM.
+
+    2 if it cannot start before a person has changed something, 3 if a server that it needs does not answer.
+    """
     parser = argparse.ArgumentParser(prog="python -m worker.app", description="One worker process on one device.")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, …; default: OVIS_DEVICE, or cuda if there is one")
     device = parser.parse_args(arguments).device
@@ -215,8 +219,8 @@ def main(arguments: list[str] | None = None) -> int:
         logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
         return run(settings)
     except (FarmError, PipelineError) as error:
-        print(f"ovis-batch worker: {error}", file=sys.stderr)
-        return EXIT_SETTINGS
+        print(f"ovis-batch worker: {told(error)}", file=sys.stderr)
+        return EXIT_UNAVAILABLE if isinstance(error, Unavailable) else EXIT_SETTINGS
 
 
 if __name__ == "__main__":

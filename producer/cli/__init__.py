@@ -8,6 +8,9 @@ Exit codes, the same for every command:
 3    the farm, or a server that it needs, does not answer
 4    no such job or batch
 130  interrupted; jobs that were submitted go on
+
+A command that runs a part of the farm imports it inside its own function: celery, fastapi, alembic and boto3 take
+seconds, and whoever submits, waits or asks for help needs none of them.
 """
 
 import sys
@@ -20,6 +23,7 @@ from pipeline.errors import PipelineError
 from producer.cli import farm, jobs, roles
 from producer.client import ClientError, NotFound, Unreachable
 from producer.jobs.errors import FarmError, Unavailable
+from producer.jobs.settings import told
 
 EXIT_BAD_INPUT = 2
 EXIT_UNREACHABLE = 3
@@ -48,7 +52,7 @@ def main() -> NoReturn:
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
     except (FarmError, PipelineError, ClientError) as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"ovis-batch: {error}", markup=False)
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"ovis-batch: {told(error)}", markup=False)
         sys.exit(_exit_code(error))
     except typer.Exit as stop:
         sys.exit(stop.exit_code)

@@ -4,7 +4,9 @@ Asking again goes on where a broken download stopped: a file that is there with 
 """
 
 import csv
+import errno
 import hashlib
+import itertools
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +17,9 @@ from producer.client import Client, Job
 from producer.jobs.errors import SettingsError
 
 AT_ONCE = 8
+RESULTS = "results.csv"
+SHEET = "contact-sheet.png"
+DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 SHEET_MAX = 200
 """Images on the contact sheet; more would be a wall, not a sheet."""
 COLUMNS = (
@@ -27,7 +32,7 @@ def download_batch(client: Client, batch_id: UUID, to: Path, on_image: Callable[
     """Fetch every image of the batch that succeeded, and say in ``results.csv`` what became of each job.
 
     Raises:
-        SettingsError: the folder cannot be written.
+        SettingsError: the folder cannot be written, or its disk is full.
         ClientError: the farm does not answer, or an image arrives with another sha256.
     """
     jobs = list(client.batch_jobs(batch_id))
@@ -37,12 +42,20 @@ def download_batch(client: Client, batch_id: UUID, to: Path, on_image: Callable[
         with ThreadPoolExecutor(AT_ONCE) as pool:
             for _ in pool.map(lambda job: _fetch(client, job, to / files[job.id]), _succeeded(jobs)):
                 on_image()
-        _write_results(jobs, files, to / "results.csv")
+        _write_results(jobs, files, to / RESULTS)
         if pictures := [to / files[job.id] for job in _succeeded(jobs)]:
-            make_contact_sheet(pictures[:SHEET_MAX], to / "contact-sheet.png")
+            make_contact_sheet(pictures[:SHEET_MAX], to / SHEET)
     except OSError as error:
-        raise SettingsError(f"{to} cannot be written ({error.strerror or error}): choose another folder") from error
+        raise _unwritable(to, error) from error
     return jobs
+
+
+def _unwritable(to: Path, error: OSError) -> SettingsError:
+    if error.errno in DISK_FULL:
+        return SettingsError(
+            f"{to} is on a full disk ({error.strerror}): free some space and ask again, which fetches what is missing"
+        )
+    return SettingsError(f"{to} cannot be written ({error.strerror or error}): choose another folder with --to")
 
 
 def _succeeded(jobs: Iterable[Job]) -> list[Job]:
@@ -50,12 +63,13 @@ def _succeeded(jobs: Iterable[Job]) -> list[Job]:
 
 
 def _file_names(jobs: Iterable[Job]) -> dict[UUID, str]:
-    """A file name for each job; where two would be one file, the later ones get their row's number."""
+    """A file name for each job; where it is taken, its row's number follows, or the next number that is free."""
     names: dict[UUID, str] = {}
-    taken: set[str] = set()
+    taken = {RESULTS, SHEET}
     for job in jobs:
         path = Path(Path(job.file_name).name)
-        name = path.name if path.name.casefold() not in taken else f"{path.stem}-{job.position + 1}{path.suffix}"
+        numbered = (f"{path.stem}-{number}{path.suffix}" for number in itertools.count(job.position + 1))
+        name = next(name for name in itertools.chain([path.name], numbered) if name.casefold() not in taken)
         taken.add(name.casefold())
         names[job.id] = name
     return names
@@ -65,8 +79,13 @@ def _fetch(client: Client, job: Job, path: Path) -> None:
     if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == job.sha256:
         return
     part = path.with_name(f"{path.name}.part")
-    part.write_bytes(client.download(job))
-    part.replace(path)
+    body = client.download(job)
+    try:
+        part.write_bytes(body)
+        part.replace(path)
+    except OSError:
+        part.unlink(missing_ok=True)  # half a file helps nobody, least of all on a full disk
+        raise
 
 
 def _write_results(jobs: Iterable[Job], files: dict[UUID, str], path: Path) -> None:

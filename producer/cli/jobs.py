@@ -21,7 +21,7 @@ from producer.client import Batch, Client, Farm, Job, NotFound
 from producer.jobs.contract import Priority, Submission
 from producer.jobs.errors import SettingsError
 from producer.jobs.settings import load_settings
-from producer.manifest import ManifestKind, Problem, accept, read
+from producer.manifest import ManifestKind, accept, read
 
 EXIT_SOME_FAILED = 1
 SPOOL_BYTES = 8 * 2**20
@@ -156,7 +156,8 @@ def _submit_manifest(
         with _opened(file) as source:
             rows = read(source, kind or _kind(file), name_template=name, defaults=defaults)
             left_out = accept(rows, keep=lambda row: _write_line(spool, row), partial=partial)
-        _say_left_out(left_out)
+        if left_out.rows:
+            errors.print(str(left_out), markup=False)  # beside the JSON, not in it
         spool.seek(0)
         return client.submit_batch(batch_name or (file.stem if str(file) != "-" else "stdin"), map(json.loads, spool))
 
@@ -180,11 +181,6 @@ def _opened(file: Path) -> Iterator[Any]:
             yield source
     except OSError as error:
         raise SettingsError(f"{file} cannot be read: {error.strerror}") from None
-
-
-def _say_left_out(problems: list[Problem]) -> None:
-    for problem in problems:
-        errors.print(f"left out: {problem}", markup=False)
 
 
 def _wait(client: Client, submitted: Job | Batch, as_json: bool) -> int:

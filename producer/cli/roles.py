@@ -11,33 +11,37 @@ import threading
 from typing import Annotated
 
 import typer
-from prometheus_client import CollectorRegistry
 
-from producer import api as http_api
-from producer.jobs import schema
-from producer.jobs.dispatcher import Dispatcher
-from producer.jobs.metrics import DispatcherCollector, serve_metrics
-from producer.jobs.queue import Queue
 from producer.jobs.settings import Settings, load_settings
-from producer.jobs.store import Store
 
 log = logging.getLogger(__name__)
 
 
 def migrate() -> None:
     """Bring the database's schema to this version's."""
+    from producer.jobs import schema
+
     schema.upgrade(load_settings().require("database_url"))
     typer.echo(f"the schema is at {schema.head()}")
 
 
 def api() -> None:
     """Serve the HTTP API and the page, with a dispatcher inside."""
-    settings = _logged(load_settings())
-    http_api.serve(settings)
+    from producer.api import serve
+
+    serve(_logged(load_settings()))
 
 
 def dispatcher() -> None:
     """Run a dispatcher of its own: moves jobs from Postgres to Redis. Several may run; one leads."""
+    from prometheus_client import CollectorRegistry
+
+    from producer.jobs import schema
+    from producer.jobs.dispatcher import Dispatcher
+    from producer.jobs.metrics import DispatcherCollector, serve_metrics
+    from producer.jobs.queue import Queue
+    from producer.jobs.store import Store
+
     settings = _logged(load_settings())
     database_url = settings.require("database_url")
     queue = Queue(settings.require("redis_url"))

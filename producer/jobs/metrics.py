@@ -1,5 +1,6 @@
 """What a dispatcher tells Prometheus, in an API process and as a role of its own."""
 
+import errno
 from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry, start_http_server
@@ -7,6 +8,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from producer.jobs.dispatcher import Dispatcher
+from producer.jobs.errors import PortTaken, SettingsError
 
 
 class DispatcherCollector(Collector):
@@ -23,6 +25,18 @@ class DispatcherCollector(Collector):
 
 
 def serve_metrics(registry: CollectorRegistry, host: str, port: int) -> int:
-    """Answer ``/metrics`` from a thread; returns the port, a free one for port 0."""
-    server, _thread = start_http_server(port, addr=host, registry=registry)
+    """Answer ``/metrics`` from a thread; returns the port, a free one for port 0.
+
+    Raises:
+        PortTaken: somebody listens there already.
+        SettingsError: the host is no address of this machine, or the port is not for this user.
+    """
+    try:
+        server, _thread = start_http_server(port, addr=host, registry=registry)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise PortTaken(host, port, "OVIS_METRICS_PORT") from error
+        raise SettingsError(
+            f"{host}:{port} cannot be listened on ({error.strerror}): set OVIS_METRICS_HOST and OVIS_METRICS_PORT"
+        ) from error
     return int(server.server_port)

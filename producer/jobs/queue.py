@@ -13,6 +13,8 @@ from typing import Any
 import redis
 from celery import Celery
 from kombu.exceptions import OperationalError
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from producer.jobs.contract import QUEUE, TASK, Message
 from producer.jobs.errors import Unavailable
@@ -61,7 +63,7 @@ class Queue:
 
     def __init__(self, redis_url: str) -> None:
         self._app = celery_app(redis_url)
-        self._redis = redis.Redis.from_url(redis_url, **SOCKET_OPTIONS)
+        self._redis = redis.Redis.from_url(redis_url, retry=Retry(NoBackoff(), retries=0), **SOCKET_OPTIONS)
 
     def close(self) -> None:
         self._app.close()
@@ -73,7 +75,11 @@ class Queue:
             self._redis.ping()
 
     def publish(self, messages: Iterable[Message]) -> None:
-        """Send the messages, in order, over one connection."""
+        """Send the messages, in order, over one connection.
+
+        Asks first whether Redis is there: kombu would try for longer than a leader may be silent.
+        """
+        self.ping()
         with _reaching_redis(), self._app.producer_pool.acquire(block=True) as producer:
             for message in messages:
                 self._app.send_task(

@@ -6,15 +6,56 @@ it starts those servers; so a second terminal finds the farm that ``ovis-batch u
 """
 
 import json
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, SecretStr, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from producer.jobs.errors import SettingsError
+from producer.jobs.errors import SettingsError, Unavailable
 
 SERVICES_FILE = "services.json"
+SMALL_INTEGER_MAX = 32_767
+"""What the column of a job's failures holds."""
+PORT_MAX = 65_535
+
+HOST = r"(?:\[[^\]@/]+\]|[^\s:/?#@\[\]]+)"
+PORT = r"(?::(?P<port>\d{1,5}))?"
+HTTP = re.compile(rf"https?://{HOST}{PORT}(?:/[^\s?#@]*)?")
+HTTP_FORM = "http://host:port"
+ENCODED = "with @ / ? # : of a password percent-encoded"
+# As the libraries read them: SQLAlchemy takes a password up to the first @ and allows no host (a Unix socket), redis
+# ends it at / ? # as well.
+ADDRESSES = {
+    "database_url": (
+        re.compile(rf"postgres(?:ql)?(?:\+\w+)?://(?:[^@]*@)?{HOST}?{PORT}(?:/[^\s@]*)?(?:\?[^\s@]*)?"),
+        f"postgresql://user:password@host:port/name, {ENCODED}",
+    ),
+    "redis_url": (
+        re.compile(rf"rediss?://(?:[^@/?#]*@)?{HOST}{PORT}(?:/\d*)?(?:\?\S*)?"),
+        f"redis://:password@host:port/0, {ENCODED}",
+    ),
+    "s3_endpoint_url": (HTTP, HTTP_FORM),
+    "s3_public_endpoint_url": (HTTP, HTTP_FORM),
+    "api_url": (HTTP, HTTP_FORM),
+}
+"""The pattern of each address, and the form that a person is told."""
+VARIABLES = {"Postgres": "OVIS_DATABASE_URL", "Redis": "OVIS_REDIS_URL", "S3": "OVIS_S3_ENDPOINT_URL"}
+"""The variable that leads to each dependency, by the name that ``Unavailable`` gives it."""
+LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+"""Where a server that listens everywhere is reached from its own machine."""
+
+Address = TypeVar("Address", str, SecretStr, None)
 
 
 class Durations(BaseModel):
@@ -79,12 +120,14 @@ class Durations(BaseModel):
 class Settings(BaseSettings):
     """All settings, each from the environment variable ``OVIS_`` + its name in capitals."""
 
-    model_config = SettingsConfigDict(env_prefix="OVIS_", frozen=True, extra="ignore", env_ignore_empty=True)
+    model_config = SettingsConfigDict(
+        env_prefix="OVIS_", frozen=True, extra="ignore", env_ignore_empty=True, hide_input_in_errors=True
+    )
 
     data_dir: Path = Field(default=Path(".ovis"), description="Where the embedded servers keep their data.")
 
-    database_url: SecretStr | None = Field(default=None, description="postgresql://user:password@host:port/name")
-    redis_url: SecretStr | None = Field(default=None, description="redis://:password@host:port/0")
+    database_url: SecretStr | None = Field(default=None, description=ADDRESSES["database_url"][1])
+    redis_url: SecretStr | None = Field(default=None, description=ADDRESSES["redis_url"][1])
     s3_endpoint_url: str | None = Field(default=None, description="The S3-compatible server that workers write to.")
     s3_public_endpoint_url: str | None = Field(
         default=None, description="The same server as browsers and clients reach it; default: s3_endpoint_url."
@@ -96,7 +139,7 @@ class Settings(BaseSettings):
     presign_s: int = Field(default=3600, ge=1, le=604_800, description="How long a link to an image stays valid.")
 
     api_host: str = "127.0.0.1"
-    api_port: int = Field(default=8000, ge=0, le=65_535)
+    api_port: int = Field(default=8000, ge=0, le=PORT_MAX)
     api_url: str | None = Field(default=None, description="Where the command line and the client find the API.")
 
     model: str | None = Field(default=None, description="'tiny', a checkpoint folder, or a hub name.")
@@ -108,11 +151,25 @@ class Settings(BaseSettings):
     )
     step_limit_s: PositiveFloat = Field(default=600, description="A step that takes longer ends the worker process.")
     metrics_host: str = "127.0.0.1"
-    metrics_port: int | None = Field(default=None, ge=0, le=65_535, description="/metrics of dispatcher and worker.")
+    metrics_port: int | None = Field(default=None, ge=0, le=PORT_MAX, description="/metrics of dispatcher and worker.")
 
-    max_failures: int = Field(default=3, ge=1, description="A job with this many failures is failed.")
+    max_failures: int = Field(
+        default=3, ge=1, le=SMALL_INTEGER_MAX, description="A job with this many failures is failed."
+    )
     time_scale: PositiveFloat = Field(default=1.0, description="Multiplies every duration of the farm's clockwork.")
-    log_level: str = "INFO"
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "INFO"
+
+    @field_validator(*ADDRESSES)
+    @classmethod
+    def _well_formed(cls, address: Address, info: ValidationInfo) -> Address:
+        """Says the form and not the address, which may hold a password."""
+        if address is None:
+            return address
+        pattern, form = ADDRESSES[str(info.field_name)]
+        found = pattern.fullmatch(address if isinstance(address, str) else address.get_secret_value())
+        if found is None or int(found["port"] or 0) > PORT_MAX:
+            raise ValueError(f"must be of the form {form}")
+        return address
 
     @property
     def durations(self) -> Durations:
@@ -128,8 +185,17 @@ class Settings(BaseSettings):
 
     @property
     def base_url(self) -> str:
-        """Where this farm's API answers."""
-        return self.api_url or f"http://{self.api_host}:{self.api_port}"
+        """Where this farm's API answers to a program on this machine.
+
+        Raises:
+            SettingsError: the API takes a free port, so that these settings alone cannot tell.
+        """
+        if self.api_url:
+            return self.api_url
+        if not self.api_port:
+            raise SettingsError("OVIS_API_PORT is 0, a free port: set OVIS_API_URL to what the API says when it starts")
+        host = LOOPBACK.get(self.api_host, self.api_host)
+        return f"http://[{host}]:{self.api_port}" if ":" in host else f"http://{host}:{self.api_port}"
 
     def require(self, name: str) -> str:
         """The value of a service's setting.
@@ -164,10 +230,20 @@ def load_settings(**overrides: Any) -> Settings:
     """
     try:
         settings = Settings(**overrides)
+        return settings.with_services(_running_services(settings.services_path))
     except ValidationError as error:
-        problems = "; ".join(f"OVIS_{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors())
+        problems = "; ".join(
+            f"OVIS_{str(e['loc'][0]).upper()}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()
+        )
         raise SettingsError(f"{problems}: change the environment variable") from None
-    return settings.with_services(_running_services(settings.services_path))
+
+
+def told(error: Exception) -> str:
+    """The words with which a process ends: those of its error and, where a server is away, what to do about it."""
+    variable = VARIABLES.get(error.dependency) if isinstance(error, Unavailable) else None
+    if variable is None:
+        return str(error)
+    return f"{error}: start it, or check {variable} (the embedded one runs as long as `ovis-batch up`)"
 
 
 def _running_services(path: Path) -> dict[str, Any]:

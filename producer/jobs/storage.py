@@ -7,7 +7,7 @@ differ there.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 from uuid import UUID
 
 import boto3
@@ -21,6 +21,14 @@ from producer.jobs.settings import Settings
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.literals import BucketLocationConstraintType
+    from mypy_boto3_s3.type_defs import CreateBucketConfigurationTypeDef
+
+DEFAULT_REGION = "us-east-1"
+NO_SUCH_BUCKET = 404
+PASSING = frozenset({408, 429})
+"""Statuses below 500 that say: not now."""
+CREATED_MEANWHILE = frozenset({"BucketAlreadyOwnedByYou", "BucketAlreadyExists"})
 
 
 def object_key(batch_id: UUID | None, job_id: UUID, claim: int, image_format: ImageFormat) -> str:
@@ -56,15 +64,42 @@ class Storage:
             Unavailable: the server does not answer.
         """
         with self._reaching():
+            if self._has_bucket():
+                return
             try:
-                self._client.head_bucket(Bucket=self.bucket)
+                self._create_bucket()
             except ClientError as error:
-                if error.response["ResponseMetadata"]["HTTPStatusCode"] != 404:
-                    raise SettingsError(
-                        f"{self._endpoint_url} refuses the bucket {self.bucket!r} ({_reason(error)}): "
-                        "check OVIS_S3_ACCESS_KEY_ID, OVIS_S3_SECRET_ACCESS_KEY and OVIS_S3_BUCKET"
-                    ) from error
-                self._client.create_bucket(Bucket=self.bucket)
+                # Another process was quicker: it is this farm's if these keys may look at it.
+                if _code(error) not in CREATED_MEANWHILE or not self._has_bucket():
+                    raise self._refused(error) from error
+
+    def _has_bucket(self) -> bool:
+        try:
+            self._client.head_bucket(Bucket=self.bucket)
+        except ClientError as error:
+            if _status(error) == NO_SUCH_BUCKET:
+                return False
+            raise self._refused(error) from error
+        return True
+
+    def _create_bucket(self) -> None:
+        region = self._client.meta.region_name
+        if region == DEFAULT_REGION:  # which S3 does not take as a constraint
+            self._client.create_bucket(Bucket=self.bucket)
+        else:
+            place: CreateBucketConfigurationTypeDef = {
+                "LocationConstraint": cast("BucketLocationConstraintType", region)
+            }
+            self._client.create_bucket(Bucket=self.bucket, CreateBucketConfiguration=place)
+
+    def _refused(self, error: ClientError) -> Exception:
+        """The error that this refusal means: of a server in trouble, or of settings that it will never take."""
+        if _status(error) in PASSING or _status(error) >= 500:
+            return Unavailable("S3", _reason(error))
+        return SettingsError(
+            f"{self._endpoint_url} refuses the bucket {self.bucket!r} ({_reason(error)}): check "
+            "OVIS_S3_ACCESS_KEY_ID, OVIS_S3_SECRET_ACCESS_KEY, OVIS_S3_BUCKET and OVIS_S3_REGION"
+        )
 
     def put(self, key: str, body: bytes, media_type: str) -> None:
         """Write one object. Raises: Unavailable, whatever the cause: the caller keeps ``body`` and tries again."""
@@ -78,12 +113,6 @@ class Storage:
                 return self._client.get_object(Bucket=self.bucket, Key=key)["Body"].read()
             except self._client.exceptions.NoSuchKey:
                 raise NotFound("object", key) from None
-
-    def keys(self, prefix: str = "") -> Iterator[str]:
-        """The keys that begin with ``prefix``. Raises: Unavailable."""
-        with self._reaching():
-            for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix):
-                yield from (entry["Key"] for entry in page.get("Contents", []))
 
     def link(self, key: str, file_name: str) -> str:
         """A presigned URL to the object, valid for ``presign_s`` seconds; a browser saves it as ``file_name``.
@@ -112,7 +141,15 @@ class Storage:
 
 
 def _reason(error: ClientError) -> str:
-    return f"{error.response['Error'].get('Code', '?')} on {error.operation_name}"
+    return f"{_code(error)} on {error.operation_name}"
+
+
+def _code(error: ClientError) -> str:
+    return error.response["Error"].get("Code", "?")
+
+
+def _status(error: ClientError) -> int:
+    return error.response["ResponseMetadata"]["HTTPStatusCode"]
 
 
 def _client(settings: Settings, endpoint_url: str) -> "S3Client":

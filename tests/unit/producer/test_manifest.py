@@ -51,6 +51,9 @@ def test_a_quoted_cell_may_hold_line_breaks() -> None:
         ("prompt,width\na,wide\n", "line 2, column 'width'"),
         ("prompt\na\nb,c\n", "line 3: has 2 cells and the header 1"),
         ('prompt\n"a\n', "line 2: is no CSV"),
+        ('prompt\na\n"b\nc\nd\n', "line 3: is no CSV: a quote is opened in this row and closed nowhere below"),
+        ('prompt,width\n"a\nb",64\n"c\nd",0\n', "line 4, column 'width'"),
+        (f"prompt\n\n{'a' * 131_073}\n", "line 3: is no CSV: a cell has more than 131072 characters"),
         ("prompt\n \t\n\x00\n", "line 3, column 'prompt': holds a NUL"),
     ],
 )
@@ -98,3 +101,49 @@ def test_a_file_that_is_not_utf_8_is_told_so() -> None:
     file = io.TextIOWrapper(io.BytesIO("prompt\ncafé\n".encode("latin-1")), encoding="utf-8-sig", newline="")
     with pytest.raises(ManifestError, match="UTF-8"):
         accept(read(file, ManifestKind.CSV), keep=lambda row: None)
+
+
+def test_a_csv_that_breaks_off_is_told_with_the_problems_found_before_though_partial() -> None:
+    with pytest.raises(ManifestError) as caught:
+        submissions('prompt,width\na,0\nb,64\n"c', partial=True)
+    assert [problem.line for problem in caught.value.problems] == [2, 4]
+    assert caught.value.count == 2
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"prompt": "a", "seed": ' + "1" * 5000 + "}"])
+def test_json_beyond_pythons_limits_is_a_problem_of_its_line(text: str) -> None:
+    with pytest.raises(ManifestError, match="line 2: holds a number or a nesting"):
+        submissions(f'{{"prompt": "a"}}\n{text}\n', ManifestKind.JSONL)
+
+
+@pytest.mark.parametrize("field", ["seed", "guidance", "width"])
+def test_a_number_that_python_still_reads_is_told_by_its_field(field: str) -> None:
+    with pytest.raises(ManifestError, match=f"line 1, column '{field}'"):
+        submissions(f'{{"prompt": "a", "{field}": {"9" * 4000}}}\n', ManifestKind.JSONL)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "template", "column"),
+    [
+        ("prompt\na\n", ManifestKind.CSV, "a_{seed}", "seed"),
+        ('{"prompt": "a", "sku": null}\n', ManifestKind.JSONL, "{sku}", "sku"),
+        ('{"prompt": "a", "sku": ""}\n', ManifestKind.JSONL, "b{sku}", "sku"),
+        ("prompt,sku\na,\n", ManifestKind.CSV, "b{sku}", "sku"),
+    ],
+)
+def test_a_name_is_never_made_from_what_a_row_leaves_empty(
+    text: str, kind: ManifestKind, template: str, column: str
+) -> None:
+    with pytest.raises(ManifestError, match=f"column '{column}': is empty, and --name uses it"):
+        submissions(text, kind, name=template)
+
+
+def test_a_name_may_be_made_from_a_seed_of_zero() -> None:
+    assert submissions("prompt,seed\na,0\n", name="a_{seed}")[0].name == "a_0"
+
+
+def test_what_is_left_out_is_told_with_the_number_of_rows_and_of_problems() -> None:
+    text = "prompt,width,height\nok,64,64\n" + "a,0,0\n" * 15
+    left_out = accept(read(io.StringIO(text, newline=""), ManifestKind.CSV), keep=lambda row: None, partial=True)
+    assert (left_out.rows, left_out.count, len(left_out.problems)) == (15, 30, 20)
+    assert str(left_out).endswith("\n… and 10 more\nleft out: 15 rows")

@@ -1,0 +1,41 @@
+"""How a worker process that cannot start ends."""
+
+import socket
+from types import SimpleNamespace
+
+import pytest
+
+from producer.jobs.errors import PortTaken, SettingsError, Unavailable
+from producer.jobs.settings import Settings
+from worker import app
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [
+        (SettingsError("set it"), 2, "set it"),
+        (Unavailable("S3", "503 on HeadBucket"), 3, "check OVIS_S3_ENDPOINT_URL"),
+    ],
+)
+def test_a_worker_that_cannot_start_ends_with_the_exit_code_of_its_reason(
+    error: Exception, code: int, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(settings: Settings) -> int:
+        raise error
+
+    monkeypatch.setattr(app, "run", fail)
+    assert app.main([]) == code
+    assert told in capsys.readouterr().err
+
+
+def test_a_taken_port_of_the_metrics_is_told_before_the_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(settings: Settings) -> app.Drawer:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr(app.schema, "check", lambda url: None)
+    bucket = SimpleNamespace(ensure_bucket=lambda: None, close=lambda: None)
+    with socket.create_server(("127.0.0.1", 0)) as first:
+        port = first.getsockname()[1]
+        settings = Settings.model_validate({"database_url": "postgresql://nowhere/db", "metrics_port": port})
+        with pytest.raises(PortTaken, match="OVIS_METRICS_PORT"):
+            app.run(settings, load, lambda _: bucket)  # type: ignore[arg-type, return-value]
