@@ -7,7 +7,6 @@ import itertools
 import os
 import secrets
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import psutil
 import psycopg
@@ -17,10 +16,10 @@ from psycopg import sql
 from pydantic import SecretStr
 
 from producer.jobs.local import local_servers
+from producer.jobs.schema import upgrade
 from producer.jobs.settings import Settings
-
-if TYPE_CHECKING:
-    from producer.jobs.storage import Storage
+from producer.jobs.storage import Storage
+from producer.jobs.store import Store
 
 TEMPLATE = "migrated"
 TIME_SCALE = 0.1
@@ -68,22 +67,20 @@ def servers(tmp_path_factory: pytest.TempPathFactory, _no_process_left: None) ->
 def migrated(servers: Settings) -> str:
     """The name of a database at the head of the migrations, to be copied. Nobody may be connected to it."""
     _execute(servers, "CREATE DATABASE {}", TEMPLATE)
-    migrate(database_url(servers, TEMPLATE))
+    upgrade(database_url(servers, TEMPLATE))
     return TEMPLATE
 
 
 @pytest.fixture(scope="session")
-def bucket_maker(servers: Settings) -> "Iterator[Storage]":
+def bucket_maker(servers: Settings) -> Iterator[Storage]:
     """One storage for the session: making one takes three times as long as all else that a test is given."""
-    from producer.jobs.storage import Storage
-
     storage = Storage(servers)
     yield storage
     storage.close()
 
 
 @pytest.fixture
-def settings(servers: Settings, migrated: str, bucket_maker: "Storage") -> Iterator[Settings]:
+def settings(servers: Settings, migrated: str, bucket_maker: Storage) -> Iterator[Settings]:
     """Settings of the test's own: a migrated empty database, an empty Redis, an empty bucket."""
     name = f"test_{secrets.token_hex(6)}"
     _execute(servers, "CREATE DATABASE {} TEMPLATE {}", name, migrated)
@@ -100,11 +97,20 @@ def settings(servers: Settings, migrated: str, bucket_maker: "Storage") -> Itera
     _execute(servers, "DROP DATABASE {} WITH (FORCE)", name)
 
 
-def migrate(url: str) -> None:
-    """Brings a database to the head of the migrations."""
-    from producer.jobs.schema import upgrade
+@pytest.fixture
+def store(settings: Settings) -> Iterator[Store]:
+    """The test's own database."""
+    store = Store.at(settings.require("database_url"))
+    yield store
+    store.close()
 
-    upgrade(url)
+
+@pytest.fixture
+def storage(settings: Settings) -> Iterator[Storage]:
+    """The test's own bucket."""
+    storage = Storage(settings)
+    yield storage
+    storage.close()
 
 
 def database_url(servers: Settings, name: str) -> str:

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 import socket
 import threading
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from contextlib import closing, contextmanager
 from uuid import UUID, uuid4
 
 from PIL import Image
+from pydantic import SecretStr
 
 from pipeline.request import ImageFormat
 from producer.api.server import Server, listen
@@ -40,6 +42,15 @@ def serving(settings: Settings) -> Iterator[str]:
             server.should_exit = True
             thread.join(30)
             assert not thread.is_alive(), "the API did not stop"
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """The settings as another process reads them."""
+    values = settings.model_dump(exclude_none=True)
+    plain = {
+        name: value.get_secret_value() if isinstance(value, SecretStr) else value for name, value in values.items()
+    }
+    return os.environ | {f"OVIS_{name.upper()}": str(value) for name, value in plain.items()}
 
 
 def free_port() -> int:

@@ -7,8 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ import pytest
 from PIL import Image
 
 from tests.farm import free_port
+from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
 COMMAND = (sys.executable, "-m", "producer.cli")
@@ -88,13 +88,6 @@ def size_of(path: Path) -> tuple[int, int]:
     with Image.open(path) as image:
         image.load()
         return image.size
-
-
-def until(condition: Callable[[], object], timeout_s: float = 120) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it never came to be"
-        time.sleep(0.2)
 
 
 def test_one_prompt_is_drawn_and_two_prompts_with_one_seed_differ(farm: CommandLine, tmp_path: Path) -> None:
@@ -182,7 +175,7 @@ def test_a_wrong_command_has_its_exit_code_and_says_what_is_wrong(
 
 def test_ctrl_c_on_a_waiting_command_leaves_the_jobs_in_peace(farm: CommandLine) -> None:
     waiting = farm.start("submit", "slow", "--width", "512", "--height", "512", "--steps", "30", "--wait")
-    until(lambda: farm.json("status")["counts"]["running"])
+    until(lambda: farm.json("status")["workers"][0]["drawing"])  # so it waits since a while
     waiting.send_signal(signal.SIGINT)
     output, _ = waiting.communicate(timeout=30)
     assert waiting.returncode == 130

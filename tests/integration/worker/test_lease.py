@@ -1,7 +1,7 @@
 """The lease against a real Postgres: what happens when the table and the worker think differently of a claim."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from uuid import UUID, uuid4
 
 import pytest
@@ -9,16 +9,10 @@ import pytest
 from producer.jobs.contract import Job, Message, State, Submission
 from producer.jobs.settings import Settings
 from producer.jobs.store import Store
+from tests.waiting import until
 from worker.lease import Lease
 
 DESCRIPTION = {"host": "h", "pid": 1, "device": "cpu", "model": "m", "revision": "r", "version": "0", "capacity": 1}
-
-
-@pytest.fixture
-def store(settings: Settings) -> Iterator[Store]:
-    store = Store.at(settings.require("database_url"))
-    yield store
-    store.close()
 
 
 @pytest.fixture
@@ -41,13 +35,6 @@ def lease(settings: Settings, store: Store, worker_id: UUID, lost: list[Message]
 
 def submit(store: Store) -> Job:
     return store.submit(Submission(prompt="a"), max_failures=3)
-
-
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline, "it never came to be"
-        time.sleep(0.01)
 
 
 def test_a_claim_whose_answer_was_lost_goes_back_to_the_queue(store: Store, lease: Lease, worker_id: UUID) -> None:

@@ -2,13 +2,11 @@
 
 import hashlib
 import io
-import os
 import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import UUID
@@ -17,7 +15,6 @@ import httpx
 import pytest
 import redis
 from PIL import Image
-from pydantic import SecretStr
 
 from pipeline import image_file
 from producer.jobs.contract import QUEUE, Batch, State, Submission
@@ -26,25 +23,11 @@ from producer.jobs.queue import Queue
 from producer.jobs.settings import Settings
 from producer.jobs.storage import Storage
 from producer.jobs.store import Store
-from tests.farm import free_port
+from tests.farm import environment, free_port
+from tests.waiting import until
 
 ROOT = Path(__file__).parents[3]
 BLANK_WORKER = ROOT / "tests" / "blank_worker.py"
-
-
-@pytest.fixture
-def store(settings: Settings) -> Iterator[Store]:
-    store = Store.at(settings.require("database_url"))
-    yield store
-    store.close()
-
-
-@pytest.fixture
-def storage(settings: Settings) -> Iterator[Storage]:
-    storage = Storage(settings)
-    storage.ensure_bucket()
-    yield storage
-    storage.close()
 
 
 @pytest.fixture
@@ -57,15 +40,6 @@ def dispatcher(settings: Settings, store: Store) -> Iterator[Dispatcher]:
     stop.set()
     thread.join(20)
     queue.close()
-
-
-def environment(settings: Settings) -> dict[str, str]:
-    """The settings as another process reads them."""
-    values = settings.model_dump(exclude_none=True)
-    plain = {
-        name: value.get_secret_value() if isinstance(value, SecretStr) else value for name, value in values.items()
-    }
-    return os.environ | {f"OVIS_{name.upper()}": str(value) for name, value in plain.items()}
 
 
 @contextmanager
@@ -85,13 +59,6 @@ def worker(settings: Settings, *options: str, **more: str) -> Iterator["subproce
 def submit(store: Store, count: int, **fields: object) -> Batch:
     rows = [Submission.model_validate({"prompt": f"b{n}", "width": 64, "height": 64, **fields}) for n in range(count)]
     return store.submit_batch("b", rows, max_failures=3)
-
-
-def until(condition: Callable[[], object], timeout_s: float = 60) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it never came to be"
-        time.sleep(0.02)
 
 
 def outcomes(store: Store, job_id: UUID) -> list[str | None]:

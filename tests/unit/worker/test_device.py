@@ -1,6 +1,6 @@
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -9,6 +9,7 @@ import pytest
 from pipeline.engine import DrawnImage, Finished, Progress
 from pipeline.errors import BrokenImage, Cancelled, Drained, InvalidRequest
 from pipeline.request import ImageRequest
+from tests.waiting import until
 from worker.device import Device
 
 PIXELS = np.zeros((64, 64, 3), dtype=np.uint8)
@@ -89,13 +90,6 @@ def threads(device: Device) -> Iterator[ThreadPoolExecutor]:
 
 def request(prompt: str = "a", steps: int = 1) -> ImageRequest:
     return ImageRequest(prompt=prompt, steps=steps, seed=1)
-
-
-def until(condition: Callable[[], bool], timeout_s: float = 5) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it never came to be"
-        time.sleep(0.002)
 
 
 def test_many_threads_get_their_images_and_the_engine_is_never_overfilled(

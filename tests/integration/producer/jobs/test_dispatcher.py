@@ -2,7 +2,7 @@ import base64
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from uuid import uuid4
 
@@ -15,15 +15,9 @@ from producer.jobs.errors import Unavailable
 from producer.jobs.queue import Queue
 from producer.jobs.settings import Durations, Settings
 from producer.jobs.store import Store
+from tests.waiting import until
 
 FAST = Durations(scale=0.02)
-
-
-@pytest.fixture
-def store(settings: Settings) -> Iterator[Store]:
-    store = Store.at(settings.require("database_url"))
-    yield store
-    store.close()
 
 
 @pytest.fixture
@@ -51,13 +45,6 @@ def running(store: Store, queue: Queue) -> Iterator[Dispatcher]:
         stop.set()
         thread.join(20)
         assert not thread.is_alive()
-
-
-def until(condition: Callable[[], object], timeout_s: float = 10) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it never came to be"
-        time.sleep(0.01)
 
 
 def submit(store: Store, count: int = 1) -> list[str]:

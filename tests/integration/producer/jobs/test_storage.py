@@ -1,4 +1,3 @@
-from collections.abc import Iterator
 from uuid import uuid4
 
 import httpx
@@ -8,14 +7,6 @@ from pipeline.request import ImageFormat
 from producer.jobs.errors import NotFound, SettingsError, Unavailable
 from producer.jobs.settings import Settings
 from producer.jobs.storage import Storage, object_key
-
-
-@pytest.fixture
-def storage(settings: Settings) -> Iterator[Storage]:
-    storage = Storage(settings)
-    storage.ensure_bucket()
-    yield storage
-    storage.close()
 
 
 def test_what_was_put_comes_back(storage: Storage) -> None:

@@ -18,13 +18,6 @@ LEASE_S = 0.5
 
 
 @pytest.fixture
-def store(settings: Settings) -> Iterator[Store]:
-    store = Store.at(settings.require("database_url"))
-    yield store
-    store.close()
-
-
-@pytest.fixture
 def leader(store: Store) -> UUID:
     holder = uuid4()
     assert store.lead(holder, leader_s=60)
