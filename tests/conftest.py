@@ -6,6 +6,7 @@ Nothing is skipped: a server that is not installed fails the tests that need it.
 import itertools
 import os
 import secrets
+import signal
 from collections.abc import Iterator
 
 import psutil
@@ -33,6 +34,12 @@ def _no_settings_from_outside() -> Iterator[None]:
         for name in [name for name in os.environ if name.startswith("OVIS_")]:
             patch.delenv(name)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ctrl_c_reaches_children() -> None:
+    """A shell starts what runs behind ``&`` with SIGINT ignored, and every child would inherit that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -175,21 +175,21 @@ def test_a_worker_tells_prometheus_how_its_jobs_ended_and_how_long_each_phase_to
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "code", "told"),
     [
-        ({"OVIS_DEVICE": "cuda:9"}, "cuda:9"),
-        ({"OVIS_MODEL": "/nowhere/at/all"}, "/nowhere/at/all"),
-        ({"OVIS_UPLOAD_SLOTS": "many"}, "OVIS_UPLOAD_SLOTS"),
-        ({"OVIS_DATABASE_URL": "postgresql://x:y@127.0.0.1:1/none"}, "Postgres"),
+        ({"OVIS_DEVICE": "cuda:9"}, 2, "cuda:9"),
+        ({"OVIS_MODEL": "/nowhere/at/all"}, 2, "/nowhere/at/all"),
+        ({"OVIS_UPLOAD_SLOTS": "many"}, 2, "OVIS_UPLOAD_SLOTS"),
+        ({"OVIS_DATABASE_URL": "postgresql://x:y@127.0.0.1:1/none"}, 3, "Postgres"),
     ],
 )
-def test_a_worker_that_cannot_start_says_why_and_ends_with_2(
-    settings: Settings, changes: dict[str, str], told: str
+def test_a_worker_that_cannot_start_says_why_and_ends_with_its_code(
+    settings: Settings, changes: dict[str, str], code: int, told: str
 ) -> None:
     ended = subprocess.run(
         [sys.executable, "-m", "worker.app"], env=environment(settings) | changes, cwd=ROOT,
         capture_output=True, text=True, timeout=60,
     )  # fmt: skip
-    assert ended.returncode == 2
+    assert ended.returncode == code
     assert told in ended.stderr.splitlines()[-1]
     assert "Traceback" not in ended.stderr

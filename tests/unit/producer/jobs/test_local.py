@@ -109,7 +109,10 @@ class TestMissingServers:
 
 
 class TestVerifier:
-    now = datetime.now(UTC).replace(microsecond=0)
+    @property
+    def now(self) -> datetime:
+        """The signer's clock is the machine's, so the verifier's must go with it."""
+        return datetime.now(UTC).replace(microsecond=0)
 
     def signed(self, secret: str = "secret", *, url: str = URL, method: str = "GET") -> Request:
         request = AWSRequest(method=method, url=url, headers={"Host": "127.0.0.1:9000"}, data=b"body")
