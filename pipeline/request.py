@@ -17,6 +17,8 @@ SIDE_STEP_PX = 16  # one latent patch: 8 pixels a latent, 2 latents a patch
 STEPS_MAX = 100
 GUIDANCE_MAX = 20.0
 SEED_MAX = 2**63 - 1
+GIVEN_SEED_MAX = 2**32 - 1
+"""Seeds that are given, not asked for, stay small: a spreadsheet keeps 15 digits and JavaScript 53 bits."""
 PROMPT_MAX_CHARACTERS = 8_000
 """Surely too long for the 246 tokens that the real model reads: some 32 characters a token. A producer holds no
 tokenizer, so it refuses at this length; a worker, who holds one, refuses the rest by counting tokens."""
@@ -98,7 +100,7 @@ class ImageRequest(BaseModel):
         """This request with a seed: its own, or one drawn now, so that a retry draws the same picture."""
         if self.seed is not None:
             return self
-        return self.model_copy(update={"seed": secrets.randbelow(SEED_MAX + 1)})
+        return self.model_copy(update={"seed": secrets.randbelow(GIVEN_SEED_MAX + 1)})
 
     def warnings(self) -> list[str]:
         """What a user should know of the result before trusting it, one sentence each."""

@@ -284,6 +284,10 @@ class Client:
         """Cancel a queued or running job. Raises: Refused if it has ended otherwise, NotFound, ClientError."""
         return self._asked(Job, "POST", f"jobs/{_id(job)}/cancel")
 
+    def cancel_batch(self, batch: Batch | UUID | str) -> Batch:
+        """Cancel all of a batch that has not ended; images that are there stay. Raises: NotFound, ClientError."""
+        return self._asked(Batch, "POST", f"batches/{_id(batch)}/cancel")
+
     def farm(self) -> Farm:
         """Counts, backlog and workers. Raises: ClientError."""
         return self._asked(Farm, "GET", "farm")

@@ -212,6 +212,8 @@ def _check_header(header: list[str], allowed: set[str]) -> None:
     for column in header:
         if column not in allowed:
             problems.append(Problem(1, column, f"is no column of a request ({', '.join(FIELDS)}), nor used by --name"))
+    for column in sorted(allowed - set(FIELDS) - set(header)):
+        problems.append(Problem(1, column, "is used by --name and is no column of the file"))
     if "prompt" not in header:
         problems.append(Problem(1, "prompt", "is missing"))
     if problems:

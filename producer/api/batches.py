@@ -94,6 +94,12 @@ def batch(batch_id: UUID, here: Here) -> Batch:
     return Batch.from_contract(here.store.batch(batch_id))
 
 
+@router.post("/{batch_id}/cancel", responses=problems(404, 422))
+def cancel(batch_id: UUID, here: Here) -> Batch:
+    """Cancel all of a batch that has not ended yet; images that are there stay."""
+    return Batch.from_contract(here.store.cancel_batch(batch_id))
+
+
 @router.get("/{batch_id}/jobs", responses=problems(404, 422))
 def batch_jobs(
     batch_id: UUID,

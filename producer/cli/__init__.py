@@ -52,7 +52,8 @@ def main() -> NoReturn:
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
     except (FarmError, PipelineError, ClientError) as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"ovis-batch: {told(error)}", markup=False)
+        hint = ": start a farm with `ovis-batch up`, or set OVIS_API_URL" if isinstance(error, Unreachable) else ""
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"ovis-batch: {told(error)}{hint}", markup=False)
         sys.exit(_exit_code(error))
     except typer.Exit as stop:
         sys.exit(stop.exit_code)

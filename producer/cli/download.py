@@ -7,7 +7,7 @@ import csv
 import errno
 import hashlib
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from uuid import UUID
@@ -28,26 +28,23 @@ COLUMNS = (
 )
 
 
-def download_batch(client: Client, batch_id: UUID, to: Path, on_image: Callable[[], None] = lambda: None) -> list[Job]:
-    """Fetch every image of the batch that succeeded, and say in ``results.csv`` what became of each job.
+def download(client: Client, jobs: Sequence[Job], to: Path) -> None:
+    """Fetch the image of every job that succeeded, and say in ``results.csv`` what became of each.
 
     Raises:
         SettingsError: the folder cannot be written, or its disk is full.
         ClientError: the farm does not answer, or an image arrives with another sha256.
     """
-    jobs = list(client.batch_jobs(batch_id))
     files = _file_names(jobs)
     try:
         to.mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            for _ in pool.map(lambda job: _fetch(client, job, to / files[job.id]), _succeeded(jobs)):
-                on_image()
+            list(pool.map(lambda job: _fetch(client, job, to / files[job.id]), _succeeded(jobs)))
         _write_results(jobs, files, to / RESULTS)
         if pictures := [to / files[job.id] for job in _succeeded(jobs)]:
             make_contact_sheet(pictures[:SHEET_MAX], to / SHEET)
     except OSError as error:
         raise _unwritable(to, error) from error
-    return jobs
 
 
 def _unwritable(to: Path, error: OSError) -> SettingsError:

@@ -11,12 +11,14 @@ import typer
 from rich.console import Console
 
 from producer.cli import jobs
-from producer.cli.download import download_batch
+from producer.cli.download import download
 from producer.client import Client
 from producer.jobs.errors import AlreadyRunning
 from producer.jobs.settings import Settings, load_settings
 from producer.manifest import ManifestKind, accept, read
 
+ECHO_S = 1.0
+"""Terminal, make and shell may each pass the same Ctrl-C on."""
 CATALOGUE = Path(__file__).parent / "catalogue" / "banners.csv"
 NAME = "{sku}_{width}x{height}"
 console = Console(highlight=False, soft_wrap=True)
@@ -67,7 +69,7 @@ def _draw_catalogue(settings: Settings, to: Path, look_after: Callable[[], None]
         batch = client.submit_batch("demo catalogue", rows)
         _say(f"submitted {batch.jobs} banners from {CATALOGUE.name} as batch {batch.id}")
         batch = jobs.wait_for_batch(client, batch, on_poll=look_after)
-        download_batch(client, batch.id, to)
+        download(client, list(client.batch_jobs(batch)), to)
     _say(jobs.downloaded(batch.counts["succeeded"], batch.jobs, to))
     return jobs.exit_code(batch)
 
@@ -82,11 +84,15 @@ def _say_where(settings: Settings) -> None:
 
 @contextlib.contextmanager
 def _stopping_on_signals() -> Iterator[None]:
-    """SIGTERM ends the farm as Ctrl-C does; a second signal while it stops changes nothing."""
+    """SIGTERM ends the farm as Ctrl-C does; a second signal, unless it is the first one's echo, ends it at once."""
+    first_at: list[float] = []
 
     def interrupt(*_: object) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
+        if not first_at:
+            _say("\nstopping: what is drawn now has some seconds to be finished; Ctrl-C again stops at once")
+            first_at.append(time.monotonic())
+        elif time.monotonic() - first_at[0] < ECHO_S:
+            return
         raise KeyboardInterrupt
 
     before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}

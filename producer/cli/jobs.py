@@ -15,13 +15,13 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.request import ImageFormat
-from producer.cli.download import download_batch
+from producer.cli.download import download
 from producer.cli.progress import BatchProgress
 from producer.client import Batch, Client, Farm, Job, NotFound
 from producer.jobs.contract import Priority, Submission
 from producer.jobs.errors import SettingsError
 from producer.jobs.settings import load_settings
-from producer.manifest import ManifestKind, accept, read
+from producer.manifest import ManifestError, ManifestKind, accept, read
 
 EXIT_SOME_FAILED = 1
 SPOOL_BYTES = 8 * 2**20
@@ -97,16 +97,28 @@ def wait(id: Annotated[UUID, typer.Argument(help="A job or a batch.")], as_json:
         return _wait(client, _find(client, id), as_json)
 
 
+def cancel(id: Annotated[UUID, typer.Argument(help="A job or a batch.")], as_json: AsJson = False) -> None:
+    """Cancel a job, or all of a batch that has not ended; images that are there stay."""
+    with _client() as client:
+        found = _find(client, id)
+        cancelled: Job | Batch = client.cancel_batch(found) if isinstance(found, Batch) else client.cancel(found)
+    if as_json:
+        _print_json(cancelled)
+    else:
+        console.print(_line(cancelled), markup=False)
+
+
 def results(
-    batch: Annotated[UUID, typer.Argument(help="The batch.")],
+    id: Annotated[UUID, typer.Argument(help="A batch or a job.")],
     to: Annotated[Path, typer.Option(help="The folder to fill.")] = Path("results"),
     as_json: AsJson = False,
 ) -> int:
-    """Download a batch: its images, results.csv and a contact sheet. Asking again goes on where it stopped."""
+    """Download images, with results.csv and a contact sheet. Asking again goes on where it stopped."""
     with _client() as client:
-        total = client.batch(batch).counts["succeeded"]
-        with errors.status(f"downloading {total} images") if errors.is_terminal else contextlib.nullcontext():
-            jobs = download_batch(client, batch, to)
+        found = _find(client, id)
+        jobs = list(client.batch_jobs(found)) if isinstance(found, Batch) else [found]
+        with errors.status(f"downloading {len(jobs)} images") if errors.is_terminal else contextlib.nullcontext():
+            download(client, jobs, to)
     there = sum(job.state == "succeeded" for job in jobs)
     if as_json:
         print(json.dumps({"folder": str(to), "images": there, "jobs": len(jobs)}))
@@ -153,9 +165,15 @@ def _submit_manifest(
 ) -> Batch:
     """Read all rows first, into a spool, so that a bad one is told before any is submitted."""
     with tempfile.SpooledTemporaryFile(SPOOL_BYTES, mode="w+", encoding="utf-8") as spool:
-        with _opened(file) as source:
-            rows = read(source, kind or _kind(file), name_template=name, defaults=defaults)
-            left_out = accept(rows, keep=lambda row: _write_line(spool, row), partial=partial)
+        try:
+            with _opened(file) as source:
+                rows = read(source, kind or _kind(file), name_template=name, defaults=defaults)
+                left_out = accept(rows, keep=lambda row: _write_line(spool, row), partial=partial)
+        except ManifestError as error:
+            raise SettingsError(f"{file}: nothing was submitted:\n{error}") from None
+        except KeyboardInterrupt:
+            errors.print("\nnothing was submitted", markup=False)
+            raise
         if left_out.rows:
             errors.print(str(left_out), markup=False)  # beside the JSON, not in it
         spool.seek(0)
@@ -195,7 +213,7 @@ def _wait(client: Client, submitted: Job | Batch, as_json: bool) -> int:
     if as_json:
         _print_json(ended)
     else:
-        console.print(_line(ended), markup=False)
+        console.print(f"{_line(ended)}\n  ovis-batch results {ended.id} --to results", markup=False)
     return exit_code(ended)
 
 
@@ -220,10 +238,9 @@ def _say_submitted(submitted: Job | Batch, as_json: bool) -> None:
     if as_json:
         _print_json(submitted)
         return
-    what = f"batch {submitted.id}: {submitted.jobs} jobs" if isinstance(submitted, Batch) else f"job {submitted.id}"
-    console.print(f"submitted {what}\n  ovis-batch wait {submitted.id}", markup=False)
-    if isinstance(submitted, Batch):
-        console.print(f"  ovis-batch results {submitted.id} --to results", markup=False)
+    id = submitted.id
+    what = f"batch {id}, jobs: {submitted.jobs}" if isinstance(submitted, Batch) else f"job {id}"
+    console.print(f"submitted {what}\n  ovis-batch wait {id}\n  ovis-batch results {id} --to results", markup=False)
 
 
 def _print_json(shown: BaseModel) -> None:
@@ -250,4 +267,4 @@ def _farm_table(farm: Farm) -> Table:
     return table
 
 
-COMMANDS = (submit, status, wait, results)
+COMMANDS = (submit, status, wait, results, cancel)

@@ -3,6 +3,7 @@
 Everything here speaks to this farm's own API, whatever other farm OVIS_API_URL leads to.
 """
 
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -92,8 +93,7 @@ class RunningFarm:
                 f"{ended.name} ended with exit code {ended.returncode}; the end of its log:\n{ended.log_tail}"
             )
         pause_s = self._restarts.ended(ended.name)
-        last = (ended.log_tail.splitlines() or ["its log is empty"])[-1]
-        self._say(f"{ended.name} ended with exit code {ended.returncode} ({last}): starts again in {pause_s:.0f} s")
+        self._say(f"{ended.name} {_how(ended)}: starts again in {pause_s:.0f} s")
 
     def wait_for(self, ready: Callable[[], bool], what: str) -> None:
         """Ask until the answer is yes. Raises: SettingsError, when a part cannot start or the time is over."""
@@ -103,6 +103,14 @@ class RunningFarm:
             if time.monotonic() > deadline:
                 raise SettingsError(f"{what} was not ready after {START_S:.0f} s")
             time.sleep(0.1)
+
+
+def _how(ended: Ended) -> str:
+    """How a process ended; its log's last line is a cause only if it ended by itself."""
+    if ended.returncode < 0:
+        return f"was ended by {signal.Signals(-ended.returncode).name}"
+    last = (ended.log_tail.splitlines() or ["its log is empty"])[-1]
+    return f"ended with exit code {ended.returncode} ({last})"
 
 
 @contextmanager

@@ -271,12 +271,19 @@ class Store:
 
     def cancel(self, job_id: UUID) -> Job:
         """Cancel a queued or running job. Cancelling it twice is one cancel. Raises: NotFound, IllegalTransition."""
-        with self._begin() as connection:
-            connection.execute(_CANCEL, {"job": job_id})
+        with self._single() as connection:
+            connection.execute(_CANCEL, {"job": job_id, "batch": None})
         job = self.job(job_id)
         if job.state is not State.CANCELLED:
             raise IllegalTransition(job_id, job.state, State.CANCELLED)
         return job
+
+    def cancel_batch(self, batch_id: UUID) -> Batch:
+        """Cancel all of a batch that has not ended; what has, stays. Raises: NotFound."""
+        with self._begin() as connection:
+            connection.execute(text("SET LOCAL statement_timeout = 0"))
+            connection.execute(_CANCEL, {"job": None, "batch": batch_id})
+        return self.batch(batch_id)
 
     # A worker's steps, in the order of a job's way.
 
@@ -501,9 +508,10 @@ _FARM = text(
 
 _WORKERS = text(
     """
-    SELECT id, host, pid, device, model, revision, version, capacity, drawing, started_at, heartbeat_at, stopped_at,
+    SELECT id, host, pid, device, model, revision, version, capacity, started_at, heartbeat_at, stopped_at,
            extract(epoch FROM now() - heartbeat_at)::float AS heartbeat_age_s,
-           heartbeat_at > now() - make_interval(secs => :lease) AS live
+           heartbeat_at > now() - make_interval(secs => :lease) AS live,
+           CASE WHEN heartbeat_at > now() - make_interval(secs => :lease) THEN drawing ELSE '[]' END AS drawing
     FROM workers WHERE stopped_at IS NULL AND heartbeat_at > now() - interval '1 hour' ORDER BY host, device, started_at
     """
 )
@@ -512,7 +520,7 @@ _CANCEL = text(
     """
     WITH cancelled AS (
         UPDATE jobs SET state = 'cancelled', finished_at = now()
-        WHERE id = :job AND state IN ('queued', 'running')
+        WHERE (id = :job OR batch_id = :batch) AND state IN ('queued', 'running')
         RETURNING id, claim
     ), noted AS (
         UPDATE claims SET ended_at = now(), outcome = 'cancelled' FROM cancelled

@@ -60,6 +60,12 @@ def test_a_batch_goes_in_is_waited_for_and_comes_back_as_images(farm: Client, ha
     assert [found.id for found in farm.batches()] == [batch.id]
 
 
+def test_a_batch_goes_in_and_what_is_not_drawn_yet_is_cancelled(farm: Client, hand: Farmhand) -> None:
+    batch = farm.submit_batch("boats", [SMALL, SMALL, SMALL])
+    hand.succeed(hand.store.batch_jobs(batch.id)[0])
+    assert farm.cancel_batch(batch).counts == batch.counts | {"queued": 0, "cancelled": 2, "succeeded": 1}
+
+
 def test_one_job_goes_in_and_is_cancelled(farm: Client) -> None:
     job = farm.submit(ImageRequest(**SMALL), name="boat", priority="interactive")
     assert (job.name, job.priority, job.done) == ("boat", "interactive", False)

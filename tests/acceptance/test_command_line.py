@@ -95,9 +95,9 @@ def test_one_prompt_is_drawn_and_two_prompts_with_one_seed_differ(farm: CommandL
     jobs = [farm.json("submit", prompt, *size) for prompt in ("A red banner", "A blue star")]
     assert [(job["state"], job["exit_code"], job["request"]["seed"]) for job in jobs] == [("succeeded", 0, 1)] * 2
     assert jobs[0]["sha256"] != jobs[1]["sha256"]
-    again = farm.json("submit", "A red banner", *size)
-    assert again["width_px"] == 64
     assert farm.json("status", jobs[0]["id"])["object_key"] == jobs[0]["object_key"]
+    assert farm.json("results", jobs[0]["id"], "--to", str(tmp_path))["images"] == 1
+    assert size_of(tmp_path / f"{jobs[0]['id']}.png") == (64, 64)
 
 
 def test_a_manifest_is_drawn_and_downloaded_one_file_a_row(farm: CommandLine, tmp_path: Path) -> None:
@@ -145,6 +145,7 @@ def test_a_bad_manifest_submits_nothing_and_says_where_it_is_bad(farm: CommandLi
     before = farm.json("status")["counts"]
     ended = farm.run("submit", "--file", "-", stdin=manifest)
     assert (ended.returncode, told in ended.stderr) == (2, True), ended.stderr
+    assert "nothing was submitted" in ended.stderr
     assert farm.json("status")["counts"] == before
 
 
@@ -195,6 +196,14 @@ def test_a_worker_killed_in_the_middle_of_a_catalogue_costs_no_image(farm: Comma
     assert farm.json("results", batch, "--to", str(tmp_path))["images"] == 16
 
 
+def test_a_batch_that_was_a_mistake_can_be_cancelled(farm: CommandLine) -> None:
+    rows = "oops\n" * 300
+    submitted = json.loads(farm.run("submit", "--file", "-", "--json", stdin=f"prompt\n{rows}").stdout)
+    cancelled = farm.json("cancel", submitted["id"])
+    assert cancelled["counts"]["cancelled"] == 300
+    assert farm.run("wait", submitted["id"]).returncode == 1
+
+
 def test_a_second_farm_in_the_same_folder_is_refused(farm: CommandLine) -> None:
     ended = farm.run("up")
     assert ended.returncode == 2
@@ -207,5 +216,6 @@ def test_a_port_that_is_taken_is_told(farm: CommandLine, tmp_path: Path) -> None
     assert "OVIS_API_PORT" in ended.stderr
 
 
-def test_without_a_farm_the_exit_code_is_3(tmp_path: Path) -> None:
-    assert command_line(tmp_path).run("status").returncode == 3
+def test_without_a_farm_the_exit_code_is_3_and_it_says_how_to_start_one(tmp_path: Path) -> None:
+    ended = command_line(tmp_path).run("status")
+    assert (ended.returncode, "ovis-batch up" in ended.stderr) == (3, True)

@@ -147,3 +147,8 @@ def test_what_is_left_out_is_told_with_the_number_of_rows_and_of_problems() -> N
     left_out = accept(read(io.StringIO(text, newline=""), ManifestKind.CSV), keep=lambda row: None, partial=True)
     assert (left_out.rows, left_out.count, len(left_out.problems)) == (15, 30, 20)
     assert str(left_out).endswith("\n… and 10 more\nleft out: 15 rows")
+
+
+def test_a_column_that_only_the_name_template_knows_is_told_once_and_at_the_header() -> None:
+    with pytest.raises(ManifestError, match="line 1, column 'skuu': is used by --name and is no column of the file"):
+        submissions("sku,prompt\na,x\nb,y\n", name="{skuu}")

@@ -226,6 +226,32 @@ def test_a_cancelled_job_never_leaves_the_table(store: Store, leader: UUID) -> N
     assert store.claim(Message(job.id, 1), worker(store)) is None
 
 
+def test_cancelling_a_batch_ends_what_has_not_ended_and_leaves_the_rest(store: Store, leader: UUID) -> None:
+    batch = store.submit_batch("b", [Submission(prompt="a") for _ in range(4)], max_failures=3)
+    other, me = submit(store), worker(store)
+    done, running, *_queued = store.batch_jobs(batch.id)
+    store.record(claim(store, done, me), IMAGE)
+    claim(store, running, me)
+    store.next_messages(leader, 2)
+    cancelled = store.cancel_batch(batch.id)
+    assert (cancelled.counts[State.CANCELLED], cancelled.counts[State.SUCCEEDED], cancelled.done) == (3, 1, True)
+    assert outcomes(store, running) == ["cancelled"]
+    assert store.job(other.id).state is State.QUEUED
+    with pytest.raises(NotFound):
+        store.cancel_batch(uuid4())
+
+
+def test_what_a_silent_worker_drew_is_no_longer_told(store: Store) -> None:
+    me = uuid4()
+    row = {"host": "h", "pid": 1, "device": "cpu", "model": "m", "revision": "r", "version": "0", "capacity": 1}
+    store.beat(me, row, '[{"job": "x", "step": 1, "steps": 2}]')
+    assert store.farm(lease_s=60).workers[0].drawing
+    silence_for = "UPDATE workers SET heartbeat_at = now() - interval '2 minutes'"
+    sql(store, silence_for)
+    (silent,) = store.farm(lease_s=60).workers
+    assert (silent.live, silent.drawing) == (False, [])
+
+
 def test_a_finished_job_cannot_be_cancelled(store: Store) -> None:
     job = submit(store)
     store.record(claim(store, job, worker(store)), IMAGE)

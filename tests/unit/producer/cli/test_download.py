@@ -1,14 +1,13 @@
 """What a downloaded batch's files are called, and what is said where they cannot be written."""
 
 import errno
-from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import pytest
 
-from producer.cli.download import _file_names, download_batch
+from producer.cli.download import _file_names, download
 from producer.client import Client, Job
 from producer.jobs.errors import SettingsError
 
@@ -27,10 +26,7 @@ def names(*file_names: str) -> list[str]:
 
 
 class OneImage(Client):
-    """A farm with one batch of one empty image."""
-
-    def batch_jobs(self, batch: object, **_filters: object) -> Iterator[Job]:
-        yield from jobs("x.png")
+    """A farm whose images are empty."""
 
     def download(self, job: object) -> bytes:
         return b""
@@ -56,5 +52,5 @@ def test_a_disk_that_takes_no_file_is_told_with_what_to_do_and_half_a_file_is_re
 
     monkeypatch.setattr(Path, "write_bytes", refuse)
     with OneImage("http://farm") as client, pytest.raises(SettingsError, match=told):
-        download_batch(client, UUID(int=0), tmp_path)
+        download(client, jobs("x.png"), tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -83,13 +83,20 @@ def test_a_worker_is_due_until_it_is_started() -> None:
     assert restarts.due() == []
 
 
-@pytest.mark.parametrize("returncode", [3, -9, 75, 0])
-def test_a_worker_that_ended_with_a_server_away_or_by_a_signal_does_not_end_the_farm(returncode: int) -> None:
+@pytest.mark.parametrize(
+    ("returncode", "how"),
+    [
+        (3, "ended with exit code 3 (Redis: away)"),
+        (75, "ended with exit code 75 (Redis: away)"),
+        (-9, "was ended by SIGKILL"),
+    ],
+)
+def test_a_worker_that_ended_with_a_server_away_or_by_a_signal_does_not_end_the_farm(returncode: int, how: str) -> None:
     processes, said = RecordedProcesses(), list[str]()
     farm = RunningFarm(Settings(), processes, said.append)
     processes.ended = [Ended("worker-0", returncode, "first\nRedis: away")]
     farm.look_after()
-    assert said == [f"worker-0 ended with exit code {returncode} (Redis: away): starts again in 1 s"]
+    assert said == [f"worker-0 {how}: starts again in 1 s"]
 
 
 @pytest.mark.parametrize(("name", "returncode"), [("worker-0", 2), ("api", 3), ("redis", 0)])
