@@ -5,6 +5,7 @@ owns the device. Each job keeps its own acknowledgement, given late.
 """
 
 import argparse
+import gc
 import logging
 import os
 import socket
@@ -198,6 +199,8 @@ def run(
     log.info("model %s at %s on %s", drawer.model, drawer.revision, drawer.device)
     store = Store.at(database_url, connections=drawer.engine.capacity + settings.upload_slots + 2, ping=False)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
+    gc.collect()
+    gc.freeze()  # torch and the model are some million objects: no collection need look at them again
     warnings.filterwarnings("ignore", category=SecurityWarning)  # of running as root: no message can carry code here
     try:
         return Worker(settings, drawer, store, storage, metrics).run()
