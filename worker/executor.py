@@ -1,6 +1,6 @@
 """The way of one job through a worker: claimed, drawn, encoded, uploaded, recorded.
 
-``Executor.execute`` is the whole way; ``outcome_of`` maps every class of error to what happens then. Whatever
+``Executor.execute`` is the whole way; ``ending_of`` maps every class of error to what happens then. Whatever
 happens, the message is acknowledged afterwards: the row, not Redis, remembers what is to be done.
 """
 

@@ -1,6 +1,7 @@
 """Moves job ids from Postgres to Redis, and puts back what Redis lost. It alone publishes.
 
-Redis holds only a small window: about one message a worker, or one second of measured throughput, whichever is more.
+Redis holds only a small window: about one message a worker, or one second of measured throughput, whichever is more;
+a window that was emptied between two looks is twice as large the next time, so that a farm is soon at full speed.
 So Redis stays small however long the backlog is; order is decided late, in SQL; a cancelled job never leaves the
 table; and what Redis should hold (the table ``messages``) can be compared with what it does hold.
 

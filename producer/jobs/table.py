@@ -3,7 +3,8 @@
 Times are the database's clock. Statements are in ``store``; the schema's history is in ``migrations/``; the test
 ``tests/migration`` holds the two together.
 
-No index names a column that changes often, or an update would not be HOT; ``jobs_state`` is the exception.
+No index names a column that changes often, or an update would not be HOT; the state is the exception, in ``jobs_state``
+and ``jobs_finished``.
 """
 
 from sqlalchemy import (
