@@ -1,44 +1,58 @@
-"""Draws images, one denoising step at a time.
+"""Draws images together, one denoising step at a time.
 
 Images join and leave between two steps; each has its own size, steps, guidance and seed, and ends as the picture that
-``OvisImagePipeline.__call__`` alone would have drawn: on equal shapes the same bits, because every expression that
-rounds is written as upstream writes it. What comes first is the planner's to say.
+``OvisImagePipeline.__call__`` alone would have drawn, because every expression that rounds is written as upstream
+writes it. Who shares the next step is the planner's to say; how they share a forward is ``transformer.py``'s; a
+finished image's pixels are ``decoder.py``'s.
 
 It may know no job, no claim and no bucket: a ticket is all that it gives its caller.
 
 Invariants:
 - one thread owns an engine, from its making to its end. Nothing is locked;
 - a ticket is given once. It leaves by exactly one of: a Finished, ``cancel``, ``drain``;
-- an image that fails, fails alone: its neighbours' latents are never touched.
+- between two steps an image is its request, its step index and its latents, and nothing else that counts: so it may be
+  paused for others, or go on in another engine (``checkpoint``, ``resume``);
+- an image that fails, fails alone. A step that fails changes nobody's latents.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import islice
+from math import prod
 from time import perf_counter
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pipeline import latents_file
+from pipeline.decoder import Decoder
 from pipeline.errors import (
     BrokenImage,
     Drained,
-    DrawingFailed,
     EngineFull,
     Exhausted,
     Fatal,
     InvalidRequest,
     PipelineError,
+    UnusableLatents,
 )
+from pipeline.latents_file import UnfinishedImage
 from pipeline.model import Model
-from pipeline.noise import draw_noise, positions, unpack
-from pipeline.planner import Candidate, FirstComeFirstServed, Planner
+from pipeline.noise import draw_noise
+from pipeline.planner import Candidate, Planner, SharedSteps
 from pipeline.prompt import TEXT_TOKENS, PromptEncoder
 from pipeline.request import ImageRequest
 from pipeline.schedule import Schedule, Schedules
+from pipeline.torch_errors import classed
+from pipeline.transformer import Branch, PackedTransformer
 
-CAPACITY = 8
+CAPACITY = 16
+"""Images inside. With fewer, short images find too few others to share their steps with; each is a claimed job, so a
+worker should not hold many that another could draw."""
+BUDGET_TOKENS = 16_384
+"""For who does not measure one (``budget.py``): two guided images of 1024², or some fifteen banners."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +61,7 @@ class DrawnImage:
 
     pixels: NDArray[np.uint8]  # [height, width, 3], as the request asked
     steps: int
-    drawing_s: float  # that the device worked on it, waiting between its steps not counted
+    drawing_s: float  # of the device's time: of a shared step an image is charged by its tokens
 
 
 @dataclass(frozen=True)
@@ -69,44 +83,138 @@ class Progress:
 
 @dataclass
 class _Image:
-    """An image on its way. The tensors are there from its first step on: one that waits costs no device memory."""
+    """An image on its way."""
 
     ticket: int
     request: ImageRequest
     seed: int
+    priority: int
+    schedule: Schedule
+    height: int  # in latents
+    width: int
     step: int = 0
+    waited: int = 0  # steps of the engine since it last drew or came in
     drawing_s: float = 0.0
-    schedule: Schedule | None = None
-    latents: torch.Tensor | None = None  # [1, tokens, 64]
-    positions: torch.Tensor | None = None  # [tokens, 3]
-    prompt: torch.Tensor | None = None  # [1, 256, D]
-    negative: torch.Tensor | None = None  # likewise; None if one branch is drawn
+    latents: torch.Tensor | None = None  # [1, tokens, channels]; from its first step on
+    velocity: torch.Tensor | None = None  # the last one, shaped as the latents
+    texts: list[torch.Tensor] = field(default_factory=list)  # [256, D] for each branch, the prompt's first
+    decoding: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """Of all its sequences."""
+        return len(self.prompts) * (TEXT_TOKENS + self.height * self.width // 4)
+
+    @property
+    def prompts(self) -> list[str]:
+        """One for each branch."""
+        return [self.request.prompt, self.request.negative_prompt] if self.request.guided else [self.request.prompt]
+
+    @property
+    def drawn(self) -> bool:
+        return self.step == self.request.steps
 
 
 class Engine:
     """Takes requests, gives pictures. See the module for what holds."""
 
-    def __init__(self, model: Model, planner: Planner | None = None, capacity: int = CAPACITY) -> None:
+    def __init__(
+        self,
+        model: Model,
+        planner: Planner | None = None,
+        capacity: int = CAPACITY,
+        transformer: PackedTransformer | None = None,
+    ) -> None:
         self.capacity = capacity
         self._model = model
-        self._planner = planner or FirstComeFirstServed()
+        self._planner = planner or SharedSteps(BUDGET_TOKENS, capacity=capacity)
         self._prompts = PromptEncoder(model)
-        self._schedules = Schedules(model.scheduler, model.device)
-        self._text_positions = _text_positions(model)
+        self._schedules = Schedules(model.scheduler)
+        self._transformer = transformer or PackedTransformer(model.transformer, model.modulations)
+        self._decoder = Decoder(model)
         self._inside: dict[int, _Image] = {}
+        self._ended: list[Finished] = []
         self._tickets = 0
         self._drained = False
 
     @property
     def idle(self) -> bool:
         """Whether nothing is inside, so that a step would do nothing."""
-        return not self._inside
+        return not self._inside and not self._ended
 
-    def submit(self, request: ImageRequest) -> int:
-        """Take ``request`` in and return its ticket. The device is not touched.
+    def submit(self, request: ImageRequest, *, priority: int = 0) -> int:
+        """Take ``request`` in and return its ticket; a smaller ``priority`` goes first. The device is not touched.
 
         Raises InvalidRequest (PromptTooLong among them), EngineFull, and Drained after ``drain``.
         """
+        return self._admit(request, priority).ticket
+
+    def resume(self, checkpoint: bytes, *, priority: int = 0) -> int:
+        """Take in what an engine's ``checkpoint`` gave, here or elsewhere: the same image comes of it.
+
+        Raises as ``submit`` does, and UnusableLatents if it is broken or of another model.
+        """
+        unfinished = latents_file.read(checkpoint, self._model.name, self._model.revision)
+        if unfinished.latents.dtype != self._model.dtype:
+            raise UnusableLatents(f"they are {unfinished.latents.dtype}, and here is {self._model.dtype}")
+        image = self._admit(unfinished.request, priority)
+        image.step, image.latents = unfinished.step, unfinished.latents.to(self._model.device)
+        return image.ticket
+
+    def step(self) -> list[Finished]:
+        """One denoising step for the images that the planner picks; returns those that ended since the last one.
+
+        Raises Fatal if the device is dead: nothing of this engine can be trusted from then on.
+        """
+        pack = self._schedule()
+        while pack:
+            try:
+                began = perf_counter()
+                self._advance(pack, self._forward(pack))
+                self._charge(pack, perf_counter() - began)
+                break
+            except Fatal:
+                raise
+            except PipelineError as error:
+                pack = self._halved(pack, error)
+        return self._finish()
+
+    def checkpoint(self, ticket: int) -> bytes:
+        """An image as it is between two steps, for ``resume``. It stays inside. Raises KeyError if it is not."""
+        image = self._inside[ticket]
+        unfinished = UnfinishedImage(image.request, image.step, self._latents(image).cpu())
+        return latents_file.encode(unfinished, self._model.name, self._model.revision)
+
+    def cancel(self, ticket: int) -> bool:
+        """Take an image out; False if it is not inside (any more)."""
+        self._decoder.withdraw(ticket)
+        return self._inside.pop(ticket, None) is not None
+
+    def drain(self) -> list[int]:
+        """Take no more in, give up what is inside, and return its tickets, the oldest first."""
+        self._drained = True
+        tickets = sorted(self._inside)
+        for ticket in tickets:
+            self.cancel(ticket)
+        return tickets
+
+    def progress(self) -> dict[int, Progress]:
+        """How far each image is that is inside."""
+        return {ticket: Progress(image.step, image.request.steps) for ticket, image in self._inside.items()}
+
+    def preview(self, ticket: int) -> NDArray[np.uint8] | None:
+        """About what the image will look like, [h, w, 3], its longer side 256 px at most.
+
+        Decoded from where the last velocity leads; None before the first step in this engine, or if it is gone.
+        """
+        image = self._inside.get(ticket)
+        if image is None or image.velocity is None:
+            return None
+        with torch.inference_mode():
+            sigma = float(image.schedule.sigmas[image.step])
+            return self._decoder.preview(self._latents(image) - sigma * image.velocity, image.request)
+
+    def _admit(self, request: ImageRequest, priority: int) -> _Image:
         if self._drained:
             raise Drained("the engine takes no more images in")
         if len(self._inside) >= self.capacity:
@@ -116,165 +224,145 @@ class Engine:
         self._prompts.check("prompt", request.prompt)
         if request.guided:
             self._prompts.check("negative_prompt", request.negative_prompt)
+        width, height = (side_px // self._model.latent_px for side_px in request.drawn_size)
+        schedule = self._schedules.of(request.steps, height * width // 4)
         self._tickets += 1
-        self._inside[self._tickets] = _Image(self._tickets, request, request.seed)
-        return self._tickets
-
-    def step(self) -> list[Finished]:
-        """One denoising step for the images that the planner picks; returns those that ended with it.
-
-        Raises Fatal if the device is dead: nothing of this engine can be trusted from then on.
-        """
-        finished = []
-        for image in self._schedule():
-            try:
-                with self._on_device(image):
-                    self._advance(image, self._forward(image))
-                    drawn = self._finish(image)
-            except Fatal:
-                raise
-            except PipelineError as error:
-                finished.append(Finished(image.ticket, error=error))
-            else:
-                if drawn is None:
-                    continue
-                finished.append(Finished(image.ticket, DrawnImage(drawn, image.step, image.drawing_s)))
-            del self._inside[image.ticket]
-        return finished
-
-    def cancel(self, ticket: int) -> bool:
-        """Take an image out; False if it is not inside (any more)."""
-        return self._inside.pop(ticket, None) is not None
-
-    def drain(self) -> list[int]:
-        """Take no more in, give up what is inside, and return its tickets, the oldest first."""
-        self._drained = True
-        tickets = sorted(self._inside)
-        self._inside.clear()
-        return tickets
-
-    def progress(self) -> dict[int, Progress]:
-        """How far each image is that is inside."""
-        return {ticket: Progress(image.step, image.request.steps) for ticket, image in self._inside.items()}
+        image = _Image(self._tickets, request, request.seed, priority, schedule, height, width)
+        self._inside[image.ticket] = image
+        return image
 
     def _schedule(self) -> list[_Image]:
-        """Whose turn it is."""
-        candidates = [
-            Candidate(image.ticket, self._tokens(image.request), image.request.steps - image.step)
-            for image in self._inside.values()
-        ]
-        return [self._inside[ticket] for ticket in self._planner.pick(candidates)]
+        """Whose turn it is, ready to draw. Those of equal size are neighbours, so that their attention is one call."""
+        waiting = [image for image in self._inside.values() if not image.drawn]
+        picked = set(self._planner.pick([_candidate(image) for image in waiting]))
+        for image in waiting:
+            image.waited = 0 if image.ticket in picked else image.waited + 1
+        if any(not image.texts for image in waiting if image.ticket in picked):
+            self._read([image for image in waiting if not image.texts])
+        pack = [self._inside[ticket] for ticket in picked if ticket in self._inside]
+        return sorted(pack, key=lambda image: (image.tokens, image.ticket))
 
-    def _forward(self, image: _Image) -> torch.Tensor:
-        """The velocity [1, tokens, 64] at the image's next timestep, guided if the request is."""
-        if image.latents is None:
-            self._begin(image)
-        velocity = self._velocity(image, image.prompt)
-        if image.negative is not None:
-            unguided = self._velocity(image, image.negative)
-            velocity = unguided + image.request.guidance * (velocity - unguided)
-        return velocity
+    def _read(self, images: Sequence[_Image]) -> None:
+        """Embed the prompts of all who wait: together they cost less. Who cannot be read, even alone, fails."""
+        try:
+            with self._on_device(images):
+                embeddings = iter(self._prompts.encode(prompt for image in images for prompt in image.prompts))
+                for image in images:
+                    image.texts = [self._transformer.read(next(embeddings)) for _ in image.prompts]
+        except Fatal:
+            raise
+        except PipelineError as error:
+            if len(images) == 1:
+                return self._fail(images[0], error)
+            for image in images:
+                self._read([image])
 
-    def _advance(self, image: _Image, velocity: torch.Tensor) -> None:
+    def _halved(self, pack: list[_Image], error: PipelineError) -> list[_Image]:
+        """What to try after ``pack`` failed: its first half. Nobody has moved, and who is left out draws later; so only
+        an image that fails alone is given up.
+        """
+        if isinstance(error, Exhausted):
+            self._planner.shrink(_tokens(pack))
+        if len(pack) == 1:
+            self._fail(pack[0], error)
+        return pack[: len(pack) // 2]
+
+    def _forward(self, pack: Sequence[_Image]) -> list[torch.Tensor]:
+        """The velocity [1, tokens, channels] of each image, guided if its request is."""
+        with self._on_device(pack):
+            velocities = iter(self._transformer([branch for image in pack for branch in self._branches(image)]))
+            return [_guided(image.request.guidance, *islice(velocities, len(image.texts)))[None] for image in pack]
+
+    def _branches(self, image: _Image) -> list[Branch]:
+        latents = self._latents(image)
+        timestep = image.schedule.timestep(image.step, latents.dtype)
+        return [Branch(latents[0], text, timestep, image.height, image.width) for text in image.texts]
+
+    def _advance(self, pack: Sequence[_Image], velocities: Sequence[torch.Tensor]) -> None:
         """One Euler step, as FlowMatchEulerDiscreteScheduler.step takes it: in float32, then cast."""
-        assert image.schedule is not None
-        assert image.latents is not None
-        sigmas = image.schedule.sigmas
-        dt = sigmas[image.step + 1] - sigmas[image.step]
-        latents = image.latents.to(torch.float32) + dt * velocity
-        image.latents = latents.to(velocity.dtype)
-        image.step += 1
-        # Also waits for the device, so that the step's seconds are those of its work.
-        if not torch.isfinite(image.latents).all():
-            raise BrokenImage(image.step)
+        with self._on_device(pack):
+            advanced = [_euler(image, velocity) for image, velocity in zip(pack, velocities, strict=True)]
+            # One wait for the device, after which the step's seconds are those of its work.
+            sound = torch.stack([torch.isfinite(latents).all() for latents in advanced]).tolist()
+        for image, latents, velocity, is_sound in zip(pack, advanced, velocities, sound, strict=True):
+            image.latents, image.velocity = latents, velocity
+            image.step += 1
+            if not is_sound:
+                self._fail(image, BrokenImage(image.step))
 
-    def _finish(self, image: _Image) -> NDArray[np.uint8] | None:
-        """The pixels, if that was the image's last step."""
-        if image.step < image.request.steps:
-            return None
-        pixels = self._decode(image)
-        return _crop(pixels, image.request.width, image.request.height)
+    def _charge(self, pack: Sequence[_Image], seconds: float) -> None:
+        """Tell the planner what the step took, and each image its share."""
+        tokens = _tokens(pack)
+        self._planner.observe(tokens, seconds)
+        for image in pack:
+            image.drawing_s += seconds * image.tokens / tokens
 
-    def _begin(self, image: _Image) -> None:
-        """Noise, timesteps and embeddings: what an image needs from its first step on."""
-        model, request = self._model, image.request
-        height, width = self._latent_size(request)
-        noise = draw_noise(image.seed, channels=model.latent_channels, height=height, width=width, dtype=model.dtype)
-        image.schedule = self._schedules.of(request.steps, noise.shape[1])
-        image.positions = positions(height=height, width=width, device=model.device, dtype=model.dtype)
-        image.prompt = self._prompts.encode(request.prompt)
-        image.negative = self._prompts.encode(request.negative_prompt) if request.guided else None
-        image.latents = noise.to(model.device)
+    def _finish(self) -> list[Finished]:
+        """Who ended: those that failed, and those whose pixels are there."""
+        for image in self._inside.values():
+            if image.drawn and not image.decoding:
+                self._decoder.submit(image.ticket, self._latents(image), image.request)
+                image.decoding = True
+        began = perf_counter()
+        decoded = self._decoder.collect(wait=all(image.decoding for image in self._inside.values()))
+        for ticket, pixels in decoded:
+            image = self._inside[ticket]
+            image.drawing_s += (perf_counter() - began) / len(decoded)
+            if isinstance(pixels, PipelineError):
+                self._fail(image, pixels)
+            else:
+                self._end(Finished(ticket, DrawnImage(pixels, image.step, image.drawing_s)))
+        ended, self._ended = self._ended, []
+        return ended
 
-    def _velocity(self, image: _Image, embedding: torch.Tensor | None) -> torch.Tensor:
-        assert image.schedule is not None
-        assert image.latents is not None
-        timestep = image.schedule.timesteps[image.step].expand(1).to(image.latents.dtype)
-        (velocity,) = self._model.transformer(
-            hidden_states=image.latents,
-            timestep=timestep / 1000,
-            encoder_hidden_states=embedding,
-            txt_ids=self._text_positions,
-            img_ids=image.positions,
-            return_dict=False,
-        )
-        assert isinstance(velocity, torch.Tensor)
-        return velocity
+    def _fail(self, image: _Image, error: PipelineError) -> None:
+        self._end(Finished(image.ticket, error=error))
 
-    def _decode(self, image: _Image) -> NDArray[np.uint8]:
-        """[H, W, 3] as drawn. Follows VaeImageProcessor.postprocess, on the device up to the bytes."""
-        assert image.latents is not None
-        vae = self._model.vae
-        height, width = self._latent_size(image.request)
-        latents = unpack(image.latents, height=height, width=width)
-        latents = (latents / vae.config.scaling_factor) + vae.config.shift_factor
-        (decoded,) = vae.decode(latents, return_dict=False)
-        if not torch.isfinite(decoded).all():
-            raise BrokenImage(image.step)
-        shades = (decoded * 0.5 + 0.5).clamp(0, 1)[0].permute(1, 2, 0).float()
-        return np.asarray((shades * 255).round().to(torch.uint8).cpu().numpy())
+    def _end(self, finished: Finished) -> None:
+        del self._inside[finished.ticket]
+        self._ended.append(finished)
 
-    def _latent_size(self, request: ImageRequest) -> tuple[int, int]:
-        """(height, width) in latents."""
-        width_px, height_px = request.drawn_size
-        return height_px // self._model.latent_px, width_px // self._model.latent_px
-
-    def _tokens(self, request: ImageRequest) -> int:
-        height, width = self._latent_size(request)
-        return (TEXT_TOKENS + height * width // 4) * (2 if request.guided else 1)
+    def _latents(self, image: _Image) -> torch.Tensor:
+        """[1, tokens, channels]: noise before the first step."""
+        if image.latents is None:
+            model, seed = self._model, image.seed
+            noise = draw_noise(
+                seed, channels=model.latent_channels, height=image.height, width=image.width, dtype=model.dtype
+            )
+            image.latents = noise.to(model.device)
+        return image.latents
 
     @contextmanager
-    def _on_device(self, image: _Image) -> Iterator[None]:
-        """Times the device's work for ``image``, and gives torch's errors their class."""
-        start = perf_counter()
+    def _on_device(self, images: Sequence[_Image]) -> Iterator[None]:
+        """Gives an error of torch its class. It names the largest image: that of a pack is never shown to anybody."""
         try:
             with torch.inference_mode():
                 yield
         except RuntimeError as error:  # what every error of torch is
-            raise _classed(error, image.request) from error
-        finally:
-            image.drawing_s += perf_counter() - start
+            width_px, height_px = max((image.request.drawn_size for image in images), key=prod)
+            raise classed(error, width_px, height_px) from error
 
 
-def _classed(error: RuntimeError, request: ImageRequest) -> PipelineError:
-    """What an error of torch means for the image that met it."""
-    message = next(iter(str(error).splitlines()), type(error).__name__)
-    if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in message:
-        return Exhausted(*request.drawn_size, message)
-    if isinstance(error, torch.AcceleratorError) or "CUDA error" in message:
-        return Fatal(f"the device is dead: {message}")
-    return DrawingFailed(f"torch could not draw the image: {message}")
+def _candidate(image: _Image) -> Candidate:
+    return Candidate(
+        image.ticket,
+        image.tokens,
+        steps_left=image.request.steps - image.step,
+        priority=image.priority,
+        waited=image.waited,
+    )
 
 
-def _text_positions(model: Model) -> torch.Tensor:
-    """Where the text tokens stand, for RoPE: [256, 3] of (0, n, n)."""
-    order = torch.arange(TEXT_TOKENS)
-    ids = torch.stack((torch.zeros_like(order), order, order), dim=-1)
-    return ids.to(device=model.device, dtype=model.dtype)
+def _tokens(pack: Sequence[_Image]) -> int:
+    return sum(image.tokens for image in pack)
 
 
-def _crop(pixels: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
-    """The centre of ``pixels``; an odd pixel too many goes at the bottom or the right."""
-    top = (pixels.shape[0] - height) // 2
-    left = (pixels.shape[1] - width) // 2
-    return np.ascontiguousarray(pixels[top : top + height, left : left + width])
+def _guided(guidance: float, velocity: torch.Tensor, unguided: torch.Tensor | None = None) -> torch.Tensor:
+    """Follows OvisImagePipeline.__call__: the product is rounded to the velocities' dtype."""
+    return velocity if unguided is None else unguided + guidance * (velocity - unguided)
+
+
+def _euler(image: _Image, velocity: torch.Tensor) -> torch.Tensor:
+    stride = image.schedule.stride(image.step, velocity.dtype)
+    assert image.latents is not None
+    return (image.latents.to(torch.float32) + stride * velocity).to(velocity.dtype)

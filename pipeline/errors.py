@@ -7,6 +7,7 @@ PipelineError
 ├── DeviceError         the named device does not exist here: a person must change a setting
 ├── Exhausted           the device's memory is too small for this image alone
 ├── BrokenImage         the numbers became NaN or infinite: this image alone fails
+├── UnusableLatents     an unfinished image's bytes are damaged or another model's: draw it from its start
 ├── DrawingFailed       torch refused this image for a reason of no other class: it alone fails
 ├── EngineFull          the engine has no place left: hand the request in again after a step
 ├── Cancelled           a person or a lost claim took the image out of the engine
@@ -61,6 +62,13 @@ class BrokenImage(PipelineError):
     def __init__(self, step: int) -> None:
         super().__init__(f"the latents became NaN or infinite at step {step}")
         self.step = step
+
+
+class UnusableLatents(PipelineError):
+    """The bytes of an unfinished image cannot be gone on with here."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the latents cannot be used: {reason}. Draw the image from its start")
 
 
 class DrawingFailed(PipelineError):

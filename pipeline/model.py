@@ -4,7 +4,9 @@ Whatever checkpoint it is, 7B or tiny, it is loaded here and by these lines. The
 transformers' own objects; who draws with them is the engine's business.
 
 Invariants: a Model is complete (no weight was left at its random start) and in evaluation mode, all its parts are on
-``device``, the text encoder, the transformer and the VAE in ``dtype``.
+``device``, the text encoder, the transformer and the VAE in ``dtype``. In low memory the text encoder's weights visit
+the device layer by layer while it encodes, and the transformer's AdaLN layers are a table (``modulation.py``): its
+own ``forward`` cannot be called then, the packed one can.
 """
 
 import json
@@ -13,12 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import cpu_offload
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, OvisImageTransformer2DModel
 from safetensors import SafetensorError
 from transformers import Qwen2Tokenizer, Qwen3Model
 
 from pipeline.checkpoint import Checkpoint, locate
 from pipeline.errors import CheckpointError, DeviceError
+from pipeline.fp8 import quantise
+from pipeline.modulation import Modulations
 from pipeline.quiet import quiet
 
 
@@ -27,6 +32,7 @@ class Model:
     """A loaded model. ``name`` and ``revision`` go into every image that it draws."""
 
     transformer: OvisImageTransformer2DModel
+    modulations: Modulations  # of the transformer's AdaLN layers
     text_encoder: Qwen3Model
     tokenizer: Qwen2Tokenizer
     vae: AutoencoderKL
@@ -55,18 +61,23 @@ def load_model(
     offline: bool = False,
     models_dir: Path,
     dtype: torch.dtype = torch.bfloat16,
+    fp8: bool = False,
+    low_memory: bool = False,
 ) -> Model:
     """Load ``name`` (``tiny``, a checkpoint folder, or a hub name) onto ``device``.
 
     ``revision`` pins a hub name; for a folder it must be the folder's fingerprint (``pipeline.checkpoint``).
-    ``models_dir`` is where ``tiny`` is kept. Raises DeviceError and CheckpointError, before any weight is read
-    where that is possible.
+    ``models_dir`` is where ``tiny`` is kept. ``fp8`` rounds the blocks' linear layers (``fp8.py``), ``low_memory`` is
+    for cards of 24 GB and 16 GB; both need bf16. Raises DeviceError and CheckpointError, before any weight is read
+    where that is possible, and ValueError for ``fp8`` or ``low_memory`` in another dtype.
     """
+    if (fp8 or low_memory) and dtype != torch.bfloat16:
+        raise ValueError(f"fp8 and low_memory are made for bfloat16, not for {dtype}")
     place = find_device(device)
     checkpoint = locate(name, revision=revision, offline=offline, models_dir=models_dir)
     try:
         with quiet():
-            return _load(checkpoint, place, dtype)
+            return _load(checkpoint, place, dtype, fp8=fp8, low_memory=low_memory)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise CheckpointError(
             f"{checkpoint.folder} looks like an Ovis-Image checkpoint and cannot be loaded: {error}"
@@ -89,11 +100,22 @@ def devices() -> list[str]:
     return [*found, "mps"] if torch.backends.mps.is_available() else found
 
 
-def _load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Model:
+def _load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, *, fp8: bool, low_memory: bool) -> Model:
     folder = checkpoint.folder
+    first_place = torch.device("cpu") if low_memory else device
+    transformer = _load_part(OvisImageTransformer2DModel, folder / "transformer", first_place, dtype)
+    text_encoder = _load_part(Qwen3Model, folder / "text_encoder", first_place, dtype)
+    modulations = Modulations(transformer)
+    if low_memory:
+        modulations.replace_layers(device)
+        transformer.to(device)
+        cpu_offload(text_encoder, execution_device=device)
+    if fp8:
+        quantise(transformer)
     return Model(
-        transformer=_load_part(OvisImageTransformer2DModel, folder / "transformer", device, dtype),
-        text_encoder=_load_part(Qwen3Model, folder / "text_encoder", device, dtype),
+        transformer=transformer,
+        modulations=modulations,
+        text_encoder=text_encoder,
         vae=_load_part(AutoencoderKL, folder / "vae", device, dtype),
         tokenizer=_load_tokenizer(folder / "tokenizer"),
         scheduler=_load_scheduler(folder / "scheduler"),
@@ -115,7 +137,7 @@ def _load_part(kind: Any, folder: Path, device: torch.device, dtype: torch.dtype
             f"{folder} does not hold all weights of {kind.__name__} ({wrong[0].replace('_', ' ')}: {example}): "
             "download or save it again"
         )
-    return part.to(device).eval()
+    return part.to(device).eval().requires_grad_(False)
 
 
 def _load_tokenizer(folder: Path) -> Qwen2Tokenizer:

@@ -17,7 +17,7 @@ REMEMBERED = 256
 
 @dataclass(frozen=True)
 class Schedule:
-    """Timesteps [S] and sigmas [S + 1] in float32 on the model's device; the last sigma is 0."""
+    """Timesteps [S] and sigmas [S + 1] in float32 on the CPU; the last sigma is 0."""
 
     timesteps: torch.Tensor
     sigmas: torch.Tensor
@@ -26,13 +26,20 @@ class Schedule:
     def steps(self) -> int:
         return len(self.timesteps)
 
+    def timestep(self, step: int, dtype: torch.dtype) -> float:
+        """What the model is told at ``step``, 0 to 1000: rounded to its dtype, as OvisImagePipeline casts it."""
+        return self.timesteps[step].to(dtype).item()
+
+    def stride(self, step: int, dtype: torch.dtype) -> float:
+        """From this step's sigma to the next one's; rounded, as in upstream's product with a velocity of ``dtype``."""
+        return (self.sigmas[step + 1] - self.sigmas[step]).to(dtype).item()
+
 
 class Schedules:
     """Makes and keeps the schedules of one model."""
 
-    def __init__(self, scheduler: FlowMatchEulerDiscreteScheduler, device: torch.device) -> None:
+    def __init__(self, scheduler: FlowMatchEulerDiscreteScheduler) -> None:
         self._scheduler = FlowMatchEulerDiscreteScheduler.from_config(scheduler.config)
-        self._device = device
         self._made: dict[tuple[int, int], Schedule] = {}
 
     def of(self, steps: int, image_tokens: int) -> Schedule:
@@ -56,8 +63,8 @@ class Schedules:
     def _make(self, steps: int, image_tokens: int) -> Schedule:
         mu = self.shift(image_tokens)
         if self._scheduler.config.get("use_flow_sigmas"):
-            self._scheduler.set_timesteps(steps, device=self._device, mu=mu)
+            self._scheduler.set_timesteps(steps, mu=mu)
         else:
             sigmas = np.linspace(1.0, 1 / steps, steps)
-            self._scheduler.set_timesteps(sigmas=sigmas, device=self._device, mu=mu)
+            self._scheduler.set_timesteps(sigmas=sigmas, mu=mu)
         return Schedule(self._scheduler.timesteps, self._scheduler.sigmas)

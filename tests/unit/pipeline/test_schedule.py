@@ -17,7 +17,7 @@ def scheduler(**settings: object) -> FlowMatchEulerDiscreteScheduler:
 
 @pytest.mark.parametrize("image_tokens", [16, 256, 276, 1000, 4096, 16384])
 def test_the_shift_is_upstreams_to_the_bit(image_tokens: int) -> None:
-    assert Schedules(scheduler(), CPU).shift(image_tokens) == calculate_shift(image_tokens)
+    assert Schedules(scheduler()).shift(image_tokens) == calculate_shift(image_tokens)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 8, 50, 100])
@@ -34,7 +34,7 @@ def test_timesteps_and_sigmas_are_upstreams_to_the_bit(
         image_tokens, config.base_image_seq_len, config.max_image_seq_len, config.base_shift, config.max_shift
     )
     retrieve_timesteps(upstream, steps, CPU, sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
-    schedule = Schedules(scheduler(**settings), CPU).of(steps, image_tokens)
+    schedule = Schedules(scheduler(**settings)).of(steps, image_tokens)
     assert torch.equal(schedule.timesteps, upstream.timesteps)
     assert torch.equal(schedule.sigmas, upstream.sigmas)
     assert schedule.steps == steps
@@ -44,7 +44,7 @@ def test_timesteps_and_sigmas_are_upstreams_to_the_bit(
 def test_one_images_schedule_leaves_anothers_and_the_checkpoints_scheduler_alone() -> None:
     checkpoint = scheduler()
     before = checkpoint.timesteps.clone()
-    schedules = Schedules(checkpoint, CPU)
+    schedules = Schedules(checkpoint)
     first = schedules.of(8, 276)
     kept = first.timesteps.clone()
     schedules.of(5, 4096)
@@ -54,7 +54,7 @@ def test_one_images_schedule_leaves_anothers_and_the_checkpoints_scheduler_alone
 
 
 def test_many_sizes_do_not_fill_the_memory() -> None:
-    schedules = Schedules(scheduler(), CPU)
+    schedules = Schedules(scheduler())
     for tokens in range(16, 16 + REMEMBERED + 5):
         schedules.of(1, tokens)
     assert len(schedules._made) <= REMEMBERED

@@ -1,0 +1,117 @@
+"""How many tokens a step may have, and what a step takes: measured when a worker starts, on the device as it is.
+
+Packs of growing size are drawn from noise, each a few times. From the memory that they need follows the budget; what
+they take is the planner's first knowledge of when sharing helps. Nothing is read from a table of devices, for cards of
+one name differ in what else lives on them.
+
+It is also the warm-up: what torch compiles, for one timestep and for several, is compiled here, so that no image has
+to wait for it.
+"""
+
+import resource
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import perf_counter
+
+import psutil
+import torch
+
+from pipeline.errors import DeviceError
+from pipeline.model import Model
+from pipeline.planner import StepCost
+from pipeline.prompt import TEXT_TOKENS
+from pipeline.torch_errors import out_of_memory
+from pipeline.transformer import Branch, PackedTransformer
+
+MOST_TOKENS = 65_536
+"""More than any device gains from: the engine must come round often enough to cancel and to admit."""
+SHARE_OF_MEMORY = 0.5
+"""Of what is free beside the weights. The rest is for decoding, and for the prompts."""
+TIMES = 3
+LONG_ENOUGH_S = 2.0
+HEIGHT, WIDTH = 12, 92  # in latents: a banner of 736×96
+BANNER_TOKENS = TEXT_TOKENS + HEIGHT * WIDTH // 4
+TIMESTEPS = (500.0, 752.0)  # that bf16 has
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a planner starts from."""
+
+    tokens: int
+    cost: StepCost
+
+
+@torch.inference_mode()
+def measure(model: Model, transformer: PackedTransformer, *, at_most: int = MOST_TOKENS) -> Budget:
+    """Try packs of 1, 2, 4, ... sequences until the time for it is over, a few seconds; longer if torch compiles.
+
+    ``tokens`` is what the memory allows, ``at_most`` as given. Raises DeviceError if not even a banner fits.
+    """
+    transformer.choose_attention()
+    cost, fitting, bytes_a_token, began = StepCost(), 0, 0.0, perf_counter()
+    while perf_counter() - began < LONG_ENOUGH_S and max(1, 2 * fitting) <= at_most:
+        tokens = 2 * fitting or BANNER_TOKENS
+        try:
+            used_bytes, seconds = _try(model, transformer, sequences=tokens // BANNER_TOKENS)
+        except RuntimeError as error:
+            if fitting and out_of_memory(error):
+                return Budget(fitting, cost)
+            raise DeviceError(f"{model.device} cannot draw one banner of {WIDTH * 8}×{HEIGHT * 8}: {error}") from error
+        for one in seconds:
+            cost.observe(tokens, one)
+        fitting, bytes_a_token = tokens, max(bytes_a_token, used_bytes / tokens)
+    affordable = SHARE_OF_MEMORY * _bytes_free(model.device) / bytes_a_token if bytes_a_token else at_most
+    return Budget(max(BANNER_TOKENS, min(at_most, int(affordable))), cost)
+
+
+def _try(model: Model, transformer: PackedTransformer, *, sequences: int) -> tuple[int, list[float]]:
+    """What a forward of so many banners needs in bytes, and its seconds, several times."""
+    pack = _noise(model, transformer, sequences)
+    used_bytes = _bytes_used(model.device, lambda: transformer(pack))
+    return used_bytes, [_seconds(model.device, lambda: transformer(pack)) for _ in range(TIMES)]
+
+
+def _noise(model: Model, transformer: PackedTransformer, sequences: int) -> list[Branch]:
+    """A pack of banners, at two timesteps if there is more than one: what mixed images are like."""
+    device, dtype = model.device, model.dtype
+    embedding = torch.zeros(TEXT_TOKENS, model.text_encoder.config.hidden_size, device=device, dtype=dtype)
+    latents = torch.randn(HEIGHT * WIDTH // 4, 4 * model.latent_channels, device=device, dtype=dtype)
+    text = transformer.read(embedding)
+    return [Branch(latents, text, TIMESTEPS[number % 2], HEIGHT, WIDTH) for number in range(sequences)]
+
+
+def _seconds(device: torch.device, act: Callable[[], object]) -> float:
+    began = perf_counter()
+    act()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return perf_counter() - began
+
+
+def _bytes_used(device: torch.device, act: Callable[[], object]) -> int:
+    """What ``act`` needed at its peak, beside what was there. On a CPU: beyond the most that this process ever held."""
+    if device.type != "cuda":
+        before = _most_held_bytes()
+        act()
+        return _most_held_bytes() - before
+    act()  # the first run also holds what compiling and the libraries' own plans need
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    act()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def _most_held_bytes() -> int:
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
+
+
+def _bytes_free(device: torch.device) -> int:
+    if device.type != "cuda":
+        return psutil.virtual_memory().available
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
