@@ -38,7 +38,7 @@ class BlankEngine:
     def idle(self) -> bool:
         return not self._inside
 
-    def submit(self, request: ImageRequest) -> int:
+    def submit(self, request: ImageRequest, *, priority: int = 0) -> int:
         if self._drained:
             raise Drained("the engine takes no more images in")
         self._tickets += 1

@@ -57,10 +57,14 @@ class Drawer:
 
 def load_drawer(settings: Settings) -> Drawer:
     """Load the model of the settings onto its device. Raises: CheckpointError, DeviceError."""
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(settings.data_dir.absolute() / "compiled"))
     import torch  # seconds to import: only after the settings proved right
 
-    from pipeline.engine import Engine
+    from pipeline import budget
+    from pipeline.engine import CAPACITY, Engine
     from pipeline.model import load_model
+    from pipeline.planner import SharedSteps
+    from pipeline.transformer import PackedTransformer
 
     device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
     name = settings.model or (DEFAULT_MODEL if device.startswith("cuda") else "tiny")
@@ -70,8 +74,16 @@ def load_drawer(settings: Settings) -> Drawer:
         revision=settings.model_revision,
         offline=settings.offline,
         models_dir=settings.models_dir,
+        fp8=settings.fp8,
+        low_memory=settings.low_memory,
     )
-    return Drawer(Engine(model), str(model.device), model.name, model.revision)
+    compiled = settings.compile and model.device.type == "cuda"
+    transformer = PackedTransformer(model.transformer, model.modulations, compiled=compiled)
+    measured = budget.measure(model, transformer, at_most=settings.step_tokens or budget.MOST_TOKENS)
+    log.info("a step may have %d tokens", measured.tokens)
+    planner = SharedSteps(measured.tokens, capacity=CAPACITY, cost=measured.cost)
+    engine = Engine(model, planner, CAPACITY, transformer)
+    return Drawer(engine, str(model.device), model.name, model.revision)
 
 
 class Worker:

@@ -11,7 +11,6 @@ import logging
 import os
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -31,19 +30,20 @@ class DrawingEngine(Protocol):
 
     @property
     def capacity(self) -> int: ...
-    def submit(self, request: ImageRequest) -> int: ...
+    def submit(self, request: ImageRequest, *, priority: int = 0) -> int: ...
     def step(self) -> list[Finished]: ...
     def cancel(self, ticket: int) -> bool: ...
     def drain(self) -> list[int]: ...
     def progress(self) -> dict[int, Progress]: ...
 
 
-@dataclass
+@dataclass(eq=False)
 class _Order:
     """One request on its way through the device; ``key`` is the caller's name for it."""
 
     key: Hashable
     request: ImageRequest
+    priority: int
     image: "Future[DrawnImage]" = field(default_factory=Future)
 
 
@@ -55,7 +55,7 @@ class Device:
         self._step_limit_s = step_limit_s
         self._die = die or _exit
         self._changed = threading.Condition()
-        self._waiting: deque[_Order] = deque()
+        self._waiting: list[_Order] = []  # the oldest first
         self._inside: dict[int, _Order] = {}
         self._cancelled: set[Hashable] = set()
         self._draining = False
@@ -75,9 +75,12 @@ class Device:
         self._thread.start()
         self._watchdog.start()
 
-    def draw(self, key: Hashable, request: ImageRequest) -> DrawnImage:
-        """Wait for the request's image. Raises what ended it: a PipelineError, Cancelled and Drained among them."""
-        order = _Order(key, request)
+    def draw(self, key: Hashable, request: ImageRequest, *, priority: int = 0) -> DrawnImage:
+        """Wait for the request's image; a smaller ``priority`` is drawn first.
+
+        Raises what ended it: a PipelineError, Cancelled and Drained among them.
+        """
+        order = _Order(key, request, priority)
         with self._changed:
             if self._draining:
                 raise Drained("the worker stops")
@@ -129,15 +132,16 @@ class Device:
             if self._draining:
                 self._give_back()
             while self._waiting and len(self._inside) < self._engine.capacity:
-                self._admit(self._waiting.popleft())
+                self._admit(min(self._waiting, key=lambda order: order.priority))
             return not self._stopped
 
     def _something_to_do(self) -> bool:
         return bool(self._waiting or self._cancelled or self._inside or self._stopped)
 
     def _admit(self, order: _Order) -> None:
+        self._waiting.remove(order)
         try:
-            self._inside[self._engine.submit(order.request)] = order
+            self._inside[self._engine.submit(order.request, priority=order.priority)] = order
         except PipelineError as error:
             order.image.set_exception(error)
 
@@ -155,7 +159,7 @@ class Device:
         for ticket in self._engine.drain():
             self._inside.pop(ticket).image.set_exception(Drained("given back unfinished"))
         while self._waiting:
-            self._waiting.popleft().image.set_exception(Drained("given back before its first step"))
+            self._waiting.pop().image.set_exception(Drained("given back before its first step"))
 
     def _hand_out(self, finished: list[Finished]) -> None:
         for end in finished:

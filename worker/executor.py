@@ -106,7 +106,7 @@ class Executor:
         with self._lease.holding(claim), self._room.entered(alone=claim.suspect):
             try:
                 request = self._begin(claim)
-                drawn = self._device.draw(claim.message, request)
+                drawn = self._device.draw(claim.message, request, priority=claim.priority.rank)
                 body, encoding_s = self._encode(request, drawn)
                 key, uploading_s = self._upload(claim, request, body)
                 self._record(claim, request, drawn, body, key, encoding_s, uploading_s)

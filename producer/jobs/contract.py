@@ -93,6 +93,7 @@ class Claim(Fence):
     """One worker's taking of a job: its fence, and what it needs to draw."""
 
     batch_id: UUID | None
+    priority: Priority
     suspect: bool
     waiting_s: float
     request: dict[str, Any]

@@ -146,6 +146,12 @@ class Settings(BaseSettings):
     model_revision: str | None = Field(default=None, description="A commit of the hub repository.")
     offline: bool = Field(default=False, description="Load the model from the local cache only.")
     device: str | None = Field(default=None, description="cpu, cuda, cuda:1, …; default: cuda if there is one.")
+    step_tokens: int | None = Field(
+        default=None, ge=1024, description="Tokens that images may bring to one step; default: what the memory allows."
+    )
+    compile: bool = Field(default=True, description="Compile the model on CUDA when a worker starts: minutes, once.")
+    fp8: bool = Field(default=False, description="Linear layers in 8 bits: faster on CUDA, and other pictures.")
+    low_memory: bool = Field(default=False, description="For cards of 24 GB and less: slower to read prompts.")
     upload_slots: int = Field(
         default=4, ge=1, le=64, description="Images a worker may encode and upload beside drawing."
     )

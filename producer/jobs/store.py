@@ -302,7 +302,10 @@ class Store:
         values = {"job": message.job_id, "claim": message.claim, "worker": worker_id}
         with self._single() as connection:
             row = connection.execute(_CLAIM, values).mappings().first()
-        return Claim(job_id=message.job_id, claim=message.claim, worker_id=worker_id, **row) if row else None
+        if row is None:
+            return None
+        facts = {**row, "priority": Priority.of_rank(row["priority"])}
+        return Claim(job_id=message.job_id, claim=message.claim, worker_id=worker_id, **facts)
 
     def holding(self, worker_id: UUID) -> set[Message]:
         """The claims that are this worker's now; of others that it held, each was cancelled or reclaimed."""
@@ -545,7 +548,7 @@ _CLAIM = text(
                         waiting_s = extract(epoch FROM now() - greatest(created_at, not_before))
         WHERE id = :job AND state = 'queued' AND claim = :claim - 1 AND not_before <= now()
           AND NOT EXISTS (SELECT 1 FROM batches WHERE batches.id = jobs.batch_id AND paused)
-        RETURNING batch_id, suspect, waiting_s, request
+        RETURNING batch_id, priority, suspect, waiting_s, request
     ), noted AS (
         INSERT INTO claims (job_id, claim, worker_id) SELECT :job, :claim, :worker FROM claimed
     ), gone AS (

@@ -31,7 +31,7 @@ class StepEngine:
     def idle(self) -> bool:
         return not self.inside
 
-    def submit(self, request: ImageRequest) -> int:
+    def submit(self, request: ImageRequest, *, priority: int = 0) -> int:
         if request.prompt == "refused":
             raise InvalidRequest("prompt", "refused")
         self.tickets += 1
