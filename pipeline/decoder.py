@@ -221,9 +221,12 @@ def _pixels_a_call(model: Model) -> int:
 
 
 def _to_bytes(decoded: torch.Tensor) -> torch.Tensor:
-    """[B, 3, H, W] in -1 to 1 to uint8 [B, H, W, 3]; VaeImageProcessor.postprocess to its rounding, on the device."""
-    shades = (decoded * 0.5 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).float()
-    return (shades * 255).round().to(torch.uint8)
+    """[B, 3, H, W] in -1 to 1 to uint8 [B, H, W, 3]; VaeImageProcessor.postprocess to its rounding, on the device.
+
+    In place: ``decoded`` is lost. Its copies would be the peak of memory where it was decoded in tiles.
+    """
+    shades = decoded.mul_(0.5).add_(0.5).clamp_(0, 1).permute(0, 2, 3, 1).float()
+    return shades.mul_(255).round_().to(torch.uint8, memory_format=torch.contiguous_format)
 
 
 def _stream(device: torch.device) -> torch.cuda.Stream | None:

@@ -102,6 +102,13 @@ class ImageRequest(BaseModel):
             return self
         return self.model_copy(update={"seed": secrets.randbelow(GIVEN_SEED_MAX + 1)})
 
+    def variants(self, count: int) -> list["ImageRequest"]:
+        """``count`` requests that differ in their seed alone: image i has this one's seed + i, beginning again after
+        the largest. They are encoded once. The request must have a seed.
+        """
+        assert self.seed is not None
+        return [self.model_copy(update={"seed": (self.seed + i) % (SEED_MAX + 1)}) for i in range(count)]
+
     def warnings(self) -> list[str]:
         """What a user should know of the result before trusting it, one sentence each."""
         aspect = max(self.width, self.height) / min(self.width, self.height)

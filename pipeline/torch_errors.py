@@ -13,8 +13,8 @@ from pipeline.errors import DrawingFailed, Exhausted, Fatal, PipelineError
 _OUT_OF_MEMORY = (
     "DefaultCPUAllocator: can't allocate memory",
     "std::bad_alloc",
-    # oneDNN has one text for every refusal, but it takes these very shapes as soon as there is memory again: in an
-    # address space some MB too small a convolution met it in one of three tries, the allocator's in the others.
+    # oneDNN has one text for every refusal. Short of addresses a convolution met it about as often as the allocator's
+    # own. What it could not create once it refuses as long as the process lives (tried), so only other shapes help.
     "could not create a primitive",
     "could not execute a primitive",
     # Memory that CUDA's libraries and the driver ask for past torch's allocator, pinned memory among it.

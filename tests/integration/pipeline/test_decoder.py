@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from pipeline.errors import BrokenImage, DrawingFailed, Exhausted, Fatal, Pipeli
 from pipeline.model import Model, load_model
 from pipeline.noise import draw_noise
 from pipeline.request import ImageRequest
+from pipeline.torch_errors import classed, out_of_memory
 
 DTYPES = ("bfloat16", "float32")
 SIZES = ((64, 64), (101, 67), (176, 64), (96, 159))
@@ -210,12 +212,12 @@ def test_a_broken_image_fails_alone_and_its_neighbours_in_the_call_are_whole(
 def test_what_torch_refuses_fails_alone(tiny_float32: Model) -> None:
     images = some(tiny_float32, *[(64, 64)] * 5)
     model, calls = with_vae(tiny_float32, raise_at_mark)
-    images[3][0][0, 0, 0] = 99
+    images[4][0][0, 0, 0] = 99
     outcomes = decode(Decoder(model, pixels_a_call=10**7), *images)
-    assert isinstance(outcomes[3], DrawingFailed)
-    assert isinstance(outcomes[3].__cause__, RuntimeError)
-    assert calls == [5, 2, 3, 1, 2, 1, 1][: len(calls)] or sum(call == 1 for call in calls) <= 3
-    for place in (0, 1, 2, 4):
+    assert isinstance(outcomes[4], DrawingFailed)
+    assert isinstance(outcomes[4].__cause__, RuntimeError)
+    assert calls == [5, 2, 3, 1, 2, 1, 1]
+    for place in range(4):
         assert apart(picture(outcomes[place]), decode_upstream(tiny_float32, *images[place])) <= 1
 
 
@@ -305,27 +307,30 @@ def leave(extra_mib):
     resource.setrlimit(resource.RLIMIT_AS, (used_kib * 1024 + extra_mib * 2**20, resource.RLIM_INFINITY))
 
 outcome(64)
-leave(8)
-found = [outcome(1536)]
-leave(150)
-found.append(outcome(1536))
-tried = len(whole_calls)
-found.append(outcome(64))
-print(json.dumps([*found, tried]))
+leave(int(sys.argv[2]))
+found, tried = outcome(1536), len(whole_calls) - 1
+leave(4000)
+print(json.dumps([found, tried, outcome(64)]))
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and only Linux keeps to the limit")
-def test_with_really_too_little_memory_it_is_tiles_and_with_almost_none_exhausted(tiny_folder: Path) -> None:
-    """1536² in float32 needs some 300 MB more than the process has; its tiles some 50."""
-    command = [sys.executable, "-c", SHORT_OF_ADDRESSES, str(tiny_folder)]
+@pytest.mark.parametrize(
+    ("left_mib", "ending"),
+    [(170, [1536, 1536, 3]), (4, "1536×1536 does not fit the device's memory: ")],
+    ids=["tiles", "exhausted"],
+)
+def test_with_really_too_little_memory_it_is_tiles_and_with_almost_none_exhausted(
+    left_mib: int, ending: object, tiny_folder: Path
+) -> None:
+    """In a process of its own. Whole, 1536² in float32 takes some 230 MiB of addresses, its tiles under 80."""
+    command = [sys.executable, "-c", SHORT_OF_ADDRESSES, str(tiny_folder), str(left_mib)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert ended.returncode == 0, ended.stderr
-    exhausted, tiled, afterwards, tried = json.loads(ended.stdout)
-    assert exhausted.startswith("1536×1536 does not fit the device's memory: ")
-    assert tiled == [1536, 1536, 3]
-    assert tried == 3  # a small one, and the large one twice, whole, in vain
-    assert afterwards == [64, 64, 3]
+    found, tried_whole, small_one_afterwards = json.loads(ended.stdout)
+    assert found == ending or str(found).startswith(str(ending))
+    assert tried_whole == 1
+    assert small_one_afterwards == [64, 64, 3]
 
 
 @pytest.mark.parametrize("model", DTYPES, indirect=True)
@@ -357,16 +362,19 @@ def test_a_preview_of_a_small_image_is_the_image(tiny: Model) -> None:
 
 @pytest.mark.parametrize("model", DTYPES, indirect=True)
 def test_a_preview_resembles_the_finished_picture(model: Model) -> None:
-    """Of latents as smooth as a picture's; averaged noise would be another picture."""
+    """Of latents as smooth as a picture's, for averaged noise is another picture; both blurred, in shades alone."""
     request = request_for(512, 384)
-    coarse = torch.randn((1, 16, 6, 8), generator=torch.Generator().manual_seed(3))
+    coarse = torch.randn((1, 16, 3, 4), generator=torch.Generator().manual_seed(3))
     smooth = torch.nn.functional.interpolate(coarse, size=(48, 64), mode="bicubic").to(model.dtype)
     latents = OvisImagePipeline._pack_latents(smooth, 1, 16, 48, 64)
-    small = Decoder(model).preview(latents, request, longest_px=128)
-    large = Image.fromarray(picture(decode(Decoder(model), (latents, request))[0]))
-    expected = np.asarray(large.resize((small.shape[1], small.shape[0]), Image.Resampling.BOX))
-    assert alike(small, expected) > 0.7
-    assert alike(small[:, ::-1], expected) < 0.4
+    preview = blurred(Decoder(model).preview(latents, request))
+    finished = blurred(picture(decode(Decoder(model), (latents, request))[0]))
+    assert alike(preview, finished) > 0.9
+    assert alike(preview[:, ::-1], finished) < 0.3
+
+
+def blurred(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return np.asarray(Image.fromarray(pixels).resize((32, 24), Image.Resampling.BOX))
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
@@ -410,8 +418,6 @@ def failing_allocation() -> None:
 
 
 def test_a_failed_allocation_of_this_torch_is_known_for_what_it_is() -> None:
-    from pipeline.torch_errors import classed, out_of_memory
-
     with pytest.raises(RuntimeError) as caught:
         failing_allocation()
     assert out_of_memory(caught.value)
@@ -434,16 +440,12 @@ def test_a_failed_allocation_of_this_torch_is_known_for_what_it_is() -> None:
     ids=str,
 )
 def test_errors_of_torch_have_their_class(error: RuntimeError, kind: type[PipelineError]) -> None:
-    from pipeline.torch_errors import classed
-
     failure = classed(error, 96, 64)
     assert type(failure) is kind
     assert failure.__cause__ is error
 
 
 def test_an_error_that_is_kept_keeps_no_tensor(tiny: Model) -> None:
-    import weakref
-
     kept: list[weakref.ref[torch.Tensor]] = []
 
     def fail(latents: torch.Tensor) -> None:

@@ -68,3 +68,13 @@ def test_an_aspect_ratio_beyond_the_trained_ones_carries_a_warning() -> None:
 def test_guidance_at_or_below_1_draws_one_branch() -> None:
     assert not ImageRequest(prompt="a fox", guidance=1).guided
     assert ImageRequest(prompt="a fox", guidance=1.01).guided
+
+
+def test_variants_differ_in_their_seed_alone_and_count_up_from_the_first() -> None:
+    request = ImageRequest(prompt="A fox", seed=7, steps=3)
+    assert request.variants(3) == [ImageRequest(prompt="A fox", seed=seed, steps=3) for seed in (7, 8, 9)]
+
+
+def test_variants_of_the_largest_seed_are_requests_too() -> None:
+    seeds = [variant.seed for variant in ImageRequest(prompt="A fox", seed=SEED_MAX).variants(2)]
+    assert seeds == [SEED_MAX, 0]
