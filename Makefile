@@ -9,7 +9,7 @@ TORCH := $(shell sed -n 's/^\(torch==[0-9.]*\).*/\1/p' constraints.txt)
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test check check-docker bench screenshot lock clean
+.PHONY: help demo up test check check-docker bench bench-engine screenshot lock clean
 
 help: ## List these commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -34,6 +34,9 @@ check-docker:
 
 bench: $(INSTALLED) ## Measure jobs a second and rows a second on this machine
 	$(BIN)/python tests/benchmarks/throughput.py
+
+bench-engine: $(INSTALLED) ## Measure the engine beside diffusers on this machine (ten minutes; nothing else should run)
+	$(BIN)/python tests/benchmarks/engine.py
 
 screenshot: $(INSTALLED) ## Take README's picture of the page of the farm that `make up` runs (needs chromium)
 	$(BIN)/python tests/acceptance/screenshot.py http://127.0.0.1:8000/ producer/dashboard/page.png
