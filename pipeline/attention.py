@@ -117,19 +117,21 @@ def _timed(spans: Spans, heads: int, width: int, dtype: torch.dtype) -> dict[str
     timed = {}
     for name, way in _ways():
         try:
-            timed[name] = _milliseconds(partial(way, (queries, keys, values), spans))
+            timed[name] = _milliseconds(partial(way, (queries, keys, values), spans), spans.device)
+        except torch.AcceleratorError:
+            raise  # the device is dead
         except RuntimeError:  # no kernel for this device, width or dtype
             continue
     return timed
 
 
-def _milliseconds(act: Callable[[], torch.Tensor]) -> float:
+def _milliseconds(act: Callable[[], torch.Tensor], device: torch.device) -> float:
     """The median of a few calls, each until the device is done."""
     taken = []
     for _ in range(1 + REPEATS):
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)
         began = perf_counter()
         act()
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)
         taken.append((perf_counter() - began) * 1000)
     return median(taken[1:])

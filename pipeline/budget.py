@@ -30,6 +30,8 @@ SHARE_OF_MEMORY = 0.5
 """Of what is free beside the weights. The rest is for decoding, and for the prompts."""
 TIMES = 3
 LONG_ENOUGH_S = 2.0
+FEWEST = 4
+"""Sequences that are tried however long it takes: from 1, 2 and 4 the cost of a step can be told."""
 HEIGHT, WIDTH = 12, 92  # in latents: a banner of 736×96
 BANNER_TOKENS = TEXT_TOKENS + HEIGHT * WIDTH // 4
 TIMESTEPS = (500.0, 752.0)  # that bf16 has
@@ -45,25 +47,38 @@ class Budget:
 
 @torch.inference_mode()
 def measure(model: Model, transformer: PackedTransformer, *, at_most: int = MOST_TOKENS) -> Budget:
-    """Try packs of 1, 2, 4, ... sequences until the time for it is over, a few seconds; longer if torch compiles.
+    """Try packs of 1, 2, 4, ... sequences for some seconds, after a warm-up that takes minutes if torch compiles.
 
-    ``tokens`` is what the memory allows, ``at_most`` as given. Raises DeviceError if not even a banner fits.
+    ``tokens`` is what the memory allows, ``at_most`` as given. Raises DeviceError if not even a banner can be drawn.
     """
-    transformer.choose_attention()
-    cost, fitting, bytes_a_token, began = StepCost(), 0, 0.0, perf_counter()
-    while perf_counter() - began < LONG_ENOUGH_S and max(1, 2 * fitting) <= at_most:
-        tokens = 2 * fitting or BANNER_TOKENS
+    _warm_up(model, transformer)
+    cost, most, bytes_a_token, began = StepCost(), at_most, 0.0, perf_counter()
+    tokens = BANNER_TOKENS
+    while tokens <= most and (tokens <= BANNER_TOKENS * FEWEST or perf_counter() - began < LONG_ENOUGH_S):
         try:
             used_bytes, seconds = _try(model, transformer, sequences=tokens // BANNER_TOKENS)
         except RuntimeError as error:
-            if fitting and out_of_memory(error):
-                return Budget(fitting, cost)
-            raise DeviceError(f"{model.device} cannot draw one banner of {WIDTH * 8}×{HEIGHT * 8}: {error}") from error
+            if not out_of_memory(error):
+                raise
+            most = tokens // 2
+            break
         for one in seconds:
             cost.observe(tokens, one)
-        fitting, bytes_a_token = tokens, max(bytes_a_token, used_bytes / tokens)
-    affordable = SHARE_OF_MEMORY * _bytes_free(model.device) / bytes_a_token if bytes_a_token else at_most
-    return Budget(max(BANNER_TOKENS, min(at_most, int(affordable))), cost)
+        bytes_a_token = max(bytes_a_token, used_bytes / tokens)
+        tokens *= 2
+    affordable = SHARE_OF_MEMORY * _bytes_free(model.device) / bytes_a_token if bytes_a_token else most
+    return Budget(max(BANNER_TOKENS, min(most, int(affordable))), cost)
+
+
+def _warm_up(model: Model, transformer: PackedTransformer) -> None:
+    """Everything that is done but once: for one timestep, and for several."""
+    try:
+        transformer.choose_attention()
+        for sequences in (1, 2):
+            transformer(_noise(model, transformer, sequences))
+    except RuntimeError as error:
+        banner = f"a banner of {WIDTH * model.latent_px}×{HEIGHT * model.latent_px}"
+        raise DeviceError(f"{model.device} cannot draw {banner}: {error}") from error
 
 
 def _try(model: Model, transformer: PackedTransformer, *, sequences: int) -> tuple[int, list[float]]:
@@ -96,7 +111,6 @@ def _bytes_used(device: torch.device, act: Callable[[], object]) -> int:
         before = _most_held_bytes()
         act()
         return _most_held_bytes() - before
-    act()  # the first run also holds what compiling and the libraries' own plans need
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)

@@ -1,14 +1,15 @@
 """Finished latents to pixels, beside the steps of the images that are still on their way.
 
 On CUDA it has a stream of its own: ``collect`` launches, and hands a picture out once its bytes have reached the host.
-On a CPU the same lines run at once, inside ``collect``. What waits there together and is drawn in equal size goes
-through the VAE together, within ``pixels_a_call``.
+What waits there together and is drawn in equal size goes through the VAE together, within ``pixels_a_call``. On a CPU
+the same lines run at once, inside ``collect``, one image at a time and in float32: torch's bf16 convolutions are six
+times slower there (176 against 26 ms for 736×96, the tiny model on one thread).
 
 It may know no schedule and no prompt: a ticket, latents and the request are all that it is given.
 
 Invariants:
-- one image alone is, on a CPU, OvisImagePipeline's own picture to the bit. In company it is that to within 1 of 255
-  in float32; in bf16 other kernels draw it, as near to float32's picture as those for one (48 dB, the tiny model);
+- on a CPU an image's pixels do not depend on its company; a float32 model's are OvisImagePipeline's own to the bit. A
+  bf16 model's differ from its pipeline's by that one's rounding (48 dB, the tiny model), as batches do on CUDA;
 - an image that fails, fails alone: a batch that torch refuses is split until the guilty one is by itself;
 - a ticket leaves by exactly one of ``collect`` and ``withdraw``.
 
@@ -19,6 +20,7 @@ seams, not the same bits. Nothing but want of memory leads there.
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import deepcopy
 from dataclasses import dataclass
 from itertools import chain
 
@@ -34,6 +36,9 @@ from pipeline.noise import unpack
 from pipeline.request import ImageRequest
 from pipeline.torch_errors import classed
 
+PIXELS_A_CALL = 1024 * 1024
+"""Those of the usual image: a batch of banners fills a device and does not raise the peak of memory above that of one.
+Reasoned, not measured yet. On a CPU in float32 a batch gains nothing."""
 TILES_PX = (512, 256)
 """Sides of the tiles, tried in turn. Upstream's default is the VAE's ``sample_size``, for this model 1024: the whole of
 most images. Memory goes with a tile's area; the overlap is upstream's quarter."""
@@ -55,8 +60,11 @@ class Decoder:
     """Takes finished latents, gives pictures. One thread owns it, always on the same current stream."""
 
     def __init__(self, model: Model, *, pixels_a_call: int | None = None) -> None:
-        self._model = model
-        self._pixels_a_call = _pixels_a_call(model) if pixels_a_call is None else pixels_a_call
+        self._latent_px = model.latent_px
+        self._device = model.device
+        on_cpu = model.device.type == "cpu"
+        self._vae = deepcopy(model.vae).float() if on_cpu and model.dtype != torch.float32 else model.vae
+        self._pixels_a_call = (0 if on_cpu else PIXELS_A_CALL) if pixels_a_call is None else pixels_a_call
         self._stream = _stream(model.device)
         self._waiting: dict[int, _Latents] = {}
         self._under_way: list[_Decoding] = []
@@ -102,8 +110,8 @@ class Decoder:
         """
         width_px, height_px = request.drawn_size
         try:
-            small = _shrink(self._unpack(latents, request), longest_px // self._model.latent_px)
-            decoded = self._decode(small.to(self._model.dtype))
+            small = _shrink(self._unpack(latents, request), longest_px // self._latent_px)
+            decoded = self._decode(small)
             pixels = _to_bytes(decoded.nan_to_num(nan=0.0))[0].cpu().numpy()
         except RuntimeError as error:
             raise classed(error, width_px, height_px) from error
@@ -152,17 +160,17 @@ class Decoder:
 
     def _unpack(self, tokens: torch.Tensor, request: ImageRequest) -> torch.Tensor:
         width_px, height_px = request.drawn_size
-        latent_px = self._model.latent_px
+        latent_px = self._latent_px
         return unpack(tokens, height=height_px // latent_px, width=width_px // latent_px)
 
     def _decode(self, latents: torch.Tensor, tile_px: int | None = None) -> torch.Tensor:
         """[B, C, H/8, W/8] to [B, 3, H, W] in -1 to 1, as OvisImagePipeline.__call__ ends."""
-        vae = self._model.vae
-        latents = (latents / vae.config.scaling_factor) + vae.config.shift_factor
+        vae = self._vae
+        latents = (latents.to(vae.dtype) / vae.config.scaling_factor) + vae.config.shift_factor
         if tile_px is None:
             (decoded,) = vae.decode(latents, return_dict=False)
         else:
-            with _tiles(vae, tile_px, tile_px // self._model.latent_px):
+            with _tiles(vae, tile_px, tile_px // self._latent_px):
                 (decoded,) = vae.tiled_decode(latents, return_dict=False)
         assert isinstance(decoded, torch.Tensor)
         return decoded
@@ -171,7 +179,7 @@ class Decoder:
         """The decoder's own stream, behind what is launched so far; nothing where there are no streams."""
         if self._stream is None:
             return nullcontext()
-        self._stream.wait_stream(torch.cuda.current_stream(self._model.device))
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
         return torch.cuda.stream(self._stream)
 
 
@@ -203,21 +211,6 @@ class _Decoding:
                 yield ticket, _crop(pixels[place], width=request.width, height=request.height)
             else:
                 yield ticket, BrokenImage(request.steps)
-
-
-def _pixels_a_call(model: Model) -> int:
-    """How much goes through the VAE in one call; an image alone may be larger.
-
-    On a GPU the pixels of the usual image, 1024²: a batch of banners fills the device without raising the peak of
-    memory, which is that image's. Not measured yet.
-    On a CPU without bf16 instructions torch convolves one image in bf16 by a poor kernel and two or more by a better
-    one: with the tiny model on 2 threads 256² took 342 ms alone and 109 ms in twos, 736×96 176 and 92 ms, on 1 thread
-    1024² 6.9 and 4.0 s; more than two together gained nothing more. In float32 a batch only leaves the caches (20 to
-    23 ms for 736×96, 92 to 116 ms for 512²), so there every image is decoded alone.
-    """
-    if model.device.type != "cpu":
-        return 1024 * 1024
-    return 2 * 1024 * 1024 if model.dtype is torch.bfloat16 else 0
 
 
 def _to_bytes(decoded: torch.Tensor) -> torch.Tensor:

@@ -49,8 +49,9 @@ from pipeline.torch_errors import classed
 from pipeline.transformer import Branch, PackedTransformer
 
 CAPACITY = 16
-"""Images inside. With fewer, short images find too few others to share their steps with; each is a claimed job, so a
-worker should not hold many that another could draw."""
+"""Images inside. With fewer, short images find too few others to share their steps with; and each is a claimed job, of
+which a worker should not hold many that another could draw. Memory is not what limits it: an image that only waits
+holds its latents and embeddings, some 4 MB at 1024²; what a step needs beside them is the planner's budget."""
 BUDGET_TOKENS = 16_384
 """For who does not measure one (``budget.py``): two guided images of 1024², or some fifteen banners."""
 
@@ -61,7 +62,7 @@ class DrawnImage:
 
     pixels: NDArray[np.uint8]  # [height, width, 3], as the request asked
     steps: int
-    drawing_s: float  # of the device's time: of a shared step an image is charged by its tokens
+    drawing_s: float  # of shared steps by its tokens; of decoding what the engine's thread spent on it
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ class Engine:
     @property
     def idle(self) -> bool:
         """Whether nothing is inside, so that a step would do nothing."""
-        return not self._inside and not self._ended
+        return not self._inside
 
     def submit(self, request: ImageRequest, *, priority: int = 0) -> int:
         """Take ``request`` in and return its ticket; a smaller ``priority`` goes first. The device is not touched.
@@ -158,7 +159,7 @@ class Engine:
         if unfinished.latents.dtype != self._model.dtype:
             raise UnusableLatents(f"they are {unfinished.latents.dtype}, and here is {self._model.dtype}")
         image = self._admit(unfinished.request, priority)
-        image.step, image.latents = unfinished.step, unfinished.latents.to(self._model.device)
+        image.step, image.latents = unfinished.step, unfinished.latents
         return image.ticket
 
     def step(self) -> list[Finished]:
@@ -166,23 +167,22 @@ class Engine:
 
         Raises Fatal if the device is dead: nothing of this engine can be trusted from then on.
         """
-        pack = self._schedule()
-        while pack:
+        untried = self._schedule()
+        while untried:
+            pack = untried.pop(0)
             try:
                 began = perf_counter()
                 self._advance(pack, self._forward(pack))
                 self._charge(pack, perf_counter() - began)
-                break
-            except Fatal:
-                raise
             except PipelineError as error:
-                pack = self._halved(pack, error)
+                untried = self._halves(pack, error) + untried
         return self._finish()
 
     def checkpoint(self, ticket: int) -> bytes:
         """An image as it is between two steps, for ``resume``. It stays inside. Raises KeyError if it is not."""
         image = self._inside[ticket]
-        unfinished = UnfinishedImage(image.request, image.step, self._latents(image).cpu())
+        with self._on_device([image]):
+            unfinished = UnfinishedImage(image.request, image.step, self._latents(image).cpu())
         return latents_file.encode(unfinished, self._model.name, self._model.revision)
 
     def cancel(self, ticket: int) -> bool:
@@ -210,7 +210,7 @@ class Engine:
         image = self._inside.get(ticket)
         if image is None or image.velocity is None:
             return None
-        with torch.inference_mode():
+        with self._on_device([image]):
             sigma = float(image.schedule.sigmas[image.step])
             return self._decoder.preview(self._latents(image) - sigma * image.velocity, image.request)
 
@@ -231,8 +231,11 @@ class Engine:
         self._inside[image.ticket] = image
         return image
 
-    def _schedule(self) -> list[_Image]:
-        """Whose turn it is, ready to draw. Those of equal size are neighbours, so that their attention is one call."""
+    def _schedule(self) -> list[list[_Image]]:
+        """The pack whose turn it is, ready to draw; no pack if nobody waits.
+
+        Images of equal size are neighbours in it, so that their attention is one call.
+        """
         waiting = [image for image in self._inside.values() if not image.drawn]
         picked = set(self._planner.pick([_candidate(image) for image in waiting]))
         for image in waiting:
@@ -240,32 +243,32 @@ class Engine:
         if any(not image.texts for image in waiting if image.ticket in picked):
             self._read([image for image in waiting if not image.texts])
         pack = [self._inside[ticket] for ticket in picked if ticket in self._inside]
-        return sorted(pack, key=lambda image: (image.tokens, image.ticket))
+        return [sorted(pack, key=lambda image: (image.tokens, image.ticket))] if pack else []
 
-    def _read(self, images: Sequence[_Image]) -> None:
-        """Embed the prompts of all who wait: together they cost less. Who cannot be read, even alone, fails."""
+    def _read(self, images: list[_Image]) -> None:
+        """Embed the prompts of all who wait: together they cost less."""
         try:
             with self._on_device(images):
                 embeddings = iter(self._prompts.encode(prompt for image in images for prompt in image.prompts))
                 for image in images:
                     image.texts = [self._transformer.read(next(embeddings)) for _ in image.prompts]
-        except Fatal:
-            raise
         except PipelineError as error:
-            if len(images) == 1:
-                return self._fail(images[0], error)
-            for image in images:
-                self._read([image])
+            for half in self._halves(images, error):
+                self._read(half)
 
-    def _halved(self, pack: list[_Image], error: PipelineError) -> list[_Image]:
-        """What to try after ``pack`` failed: its first half. Nobody has moved, and who is left out draws later; so only
-        an image that fails alone is given up.
+    def _halves(self, images: list[_Image], error: PipelineError) -> list[list[_Image]]:
+        """What to try in the place of ``images``, who could not go on together: so only an image that fails alone is
+        given up. Nobody has moved. Raises Fatal.
         """
+        if isinstance(error, Fatal):
+            raise error
+        if len(images) == 1:
+            self._fail(images[0], error)
+            return []
         if isinstance(error, Exhausted):
-            self._planner.shrink(_tokens(pack))
-        if len(pack) == 1:
-            self._fail(pack[0], error)
-        return pack[: len(pack) // 2]
+            self._planner.shrink(_tokens(images))
+        half = len(images) // 2
+        return [images[:half], images[half:]]
 
     def _forward(self, pack: Sequence[_Image]) -> list[torch.Tensor]:
         """The velocity [1, tokens, channels] of each image, guided if its request is."""
@@ -299,10 +302,8 @@ class Engine:
 
     def _finish(self) -> list[Finished]:
         """Who ended: those that failed, and those whose pixels are there."""
-        for image in self._inside.values():
-            if image.drawn and not image.decoding:
-                self._decoder.submit(image.ticket, self._latents(image), image.request)
-                image.decoding = True
+        for image in [image for image in self._inside.values() if image.drawn and not image.decoding]:
+            self._hand_over(image)
         began = perf_counter()
         decoded = self._decoder.collect(wait=all(image.decoding for image in self._inside.values()))
         for ticket, pixels in decoded:
@@ -315,6 +316,15 @@ class Engine:
         ended, self._ended = self._ended, []
         return ended
 
+    def _hand_over(self, image: _Image) -> None:
+        """To the decoder."""
+        try:
+            with self._on_device([image]):
+                self._decoder.submit(image.ticket, self._latents(image), image.request)
+            image.decoding = True
+        except PipelineError as error:
+            self._halves([image], error)
+
     def _fail(self, image: _Image, error: PipelineError) -> None:
         self._end(Finished(image.ticket, error=error))
 
@@ -323,13 +333,13 @@ class Engine:
         self._ended.append(finished)
 
     def _latents(self, image: _Image) -> torch.Tensor:
-        """[1, tokens, channels]: noise before the first step."""
+        """[1, tokens, channels] on the device: noise before the first step."""
+        model = self._model
         if image.latents is None:
-            model, seed = self._model, image.seed
-            noise = draw_noise(
-                seed, channels=model.latent_channels, height=image.height, width=image.width, dtype=model.dtype
+            image.latents = draw_noise(
+                image.seed, channels=model.latent_channels, height=image.height, width=image.width, dtype=model.dtype
             )
-            image.latents = noise.to(model.device)
+        image.latents = image.latents.to(model.device)
         return image.latents
 
     @contextmanager

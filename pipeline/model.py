@@ -22,14 +22,17 @@ from transformers import Qwen2Tokenizer, Qwen3Model
 
 from pipeline.checkpoint import Checkpoint, locate
 from pipeline.errors import CheckpointError, DeviceError
+from pipeline.fp8 import check as check_fp8
 from pipeline.fp8 import quantise
 from pipeline.modulation import Modulations
 from pipeline.quiet import quiet
+from pipeline.schedule import Schedules
+from pipeline.torch_errors import out_of_memory
 
 
 @dataclass(frozen=True)
 class Model:
-    """A loaded model. ``name`` and ``revision`` go into every image that it draws."""
+    """A loaded model. ``name`` and ``revision`` go into every image that it draws; fp8 is another revision."""
 
     transformer: OvisImageTransformer2DModel
     modulations: Modulations  # of the transformer's AdaLN layers
@@ -74,10 +77,16 @@ def load_model(
     if (fp8 or low_memory) and dtype != torch.bfloat16:
         raise ValueError(f"fp8 and low_memory are made for bfloat16, not for {dtype}")
     place = find_device(device)
+    if fp8:
+        check_fp8(place)
     checkpoint = locate(name, revision=revision, offline=offline, models_dir=models_dir)
     try:
         with quiet():
             return _load(checkpoint, place, dtype, fp8=fp8, low_memory=low_memory)
+    except RuntimeError as error:
+        if out_of_memory(error):
+            raise DeviceError(f"{place} has too little memory for {name}; low_memory needs less of it") from error
+        raise
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise CheckpointError(
             f"{checkpoint.folder} looks like an Ovis-Image checkpoint and cannot be loaded: {error}"
@@ -102,27 +111,28 @@ def devices() -> list[str]:
 
 def _load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, *, fp8: bool, low_memory: bool) -> Model:
     folder = checkpoint.folder
+    scheduler = _load_scheduler(folder / "scheduler")
     first_place = torch.device("cpu") if low_memory else device
     transformer = _load_part(OvisImageTransformer2DModel, folder / "transformer", first_place, dtype)
     text_encoder = _load_part(Qwen3Model, folder / "text_encoder", first_place, dtype)
     modulations = Modulations(transformer)
-    if low_memory:
-        modulations.replace_layers(device)
-        transformer.to(device)
-        cpu_offload(text_encoder, execution_device=device)
     if fp8:
         quantise(transformer)
+    if low_memory:
+        modulations.replace_layers(device, lowest=Schedules(scheduler).lowest_timestep)
+        transformer.to(device)
+        cpu_offload(text_encoder, execution_device=device)
     return Model(
         transformer=transformer,
         modulations=modulations,
         text_encoder=text_encoder,
         vae=_load_part(AutoencoderKL, folder / "vae", device, dtype),
         tokenizer=_load_tokenizer(folder / "tokenizer"),
-        scheduler=_load_scheduler(folder / "scheduler"),
+        scheduler=scheduler,
         device=device,
         dtype=dtype,
         name=checkpoint.name,
-        revision=checkpoint.revision,
+        revision=f"{checkpoint.revision}+fp8" if fp8 else checkpoint.revision,
     )
 
 

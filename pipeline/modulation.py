@@ -19,9 +19,7 @@ from diffusers import OvisImageTransformer2DModel
 from torch import nn
 
 REMEMBERED = 512  # 0.5 GB for the 7B model
-LOWEST, HIGHEST = 8.0, 1000.0
-"""No timestep lies outside: the last of 100 steps, the most that a request may ask for, is 10 where the scheduler does
-not shift, and more where it does."""
+HIGHEST = 1000.0
 
 
 class Modulations:
@@ -39,18 +37,19 @@ class Modulations:
         A timestep is 0 to 1000, rounded to the model's dtype: as it is before OvisImagePipeline divides it by 1000.
         """
         rows = torch.stack([self._row(timestep) for timestep in timesteps])
-        return iter(torch.split(rows, self._widths, dim=1))
+        # Copies: where a view starts in the row would be one more thing that a block is compiled for.
+        return iter([said.clone() for said in torch.split(rows, self._widths, dim=1)])
 
     @torch.inference_mode()
-    def replace_layers(self, device: torch.device) -> None:
-        """Compute every row that there can be, on ``device``, and drop the layers. The transformer must be in bf16.
+    def replace_layers(self, device: torch.device, *, lowest: float) -> None:
+        """Compute every row from timestep ``lowest`` on, on ``device``, and drop the layers. For bfloat16 alone.
 
         Layer by layer, so that no more than one of them is on ``device`` beside the table.
         """
         model = self._transformer
         assert model.dtype == torch.bfloat16
         model.timestep_embedder.to(device)
-        timesteps = _bfloat16_between(LOWEST, HIGHEST)
+        timesteps = _bfloat16_between(lowest, HIGHEST)
         said = [self._silenced(timestep) for timestep in timesteps]
         table = torch.cat([_said_by(norm.linear.to(device), said, norm) for norm in _norms(model)], dim=1)
         self._rows = OrderedDict(zip(timesteps, table, strict=True))

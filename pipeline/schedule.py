@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
+from pipeline.request import SIDE_MIN_PX, SIDE_STEP_PX, STEPS_MAX
+
 REMEMBERED = 256
 
 
@@ -50,6 +52,12 @@ class Schedules:
                 self._made.clear()  # any integer size is allowed: mixed sizes must not fill the memory
             self._made[key] = self._make(steps, image_tokens)
         return self._made[key]
+
+    @property
+    def lowest_timestep(self) -> float:
+        """No request asks for a lower one: the last of the most steps, at the smallest size, which is shifted least."""
+        smallest_tokens = (SIDE_MIN_PX // SIDE_STEP_PX) ** 2
+        return self.of(STEPS_MAX, smallest_tokens).timesteps[-1].item()
 
     def shift(self, image_tokens: int) -> float:
         """mu: linear in the number of tokens, through the two points that the checkpoint names."""

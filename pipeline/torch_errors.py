@@ -18,6 +18,7 @@ _OUT_OF_MEMORY = (
     "could not create a primitive",
     "could not execute a primitive",
     # Memory that CUDA's libraries and the driver ask for past torch's allocator, pinned memory among it.
+    "CUDA out of memory",  # torch's own, when what it compiled wraps it
     "CUDA error: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
