@@ -44,6 +44,7 @@ from statistics import fmean, median
 
 import torch
 
+from pipeline.engine import CAPACITY
 from pipeline.model import Model, load_model
 from pipeline.request import ImageRequest
 from tests.benchmarks.banner_trace import Banner, at_once, read_trace, reworded, spread
@@ -438,7 +439,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", default="tiny", help="'tiny', a checkpoint folder, or a hub name")
     parser.add_argument("--models-dir", type=Path, default=Path(".ovis/models"), help="where 'tiny' is kept")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch threads of everybody")
-    parser.add_argument("--capacity", type=int, default=8, help="images at once, of the engine and of a static batch")
+    parser.add_argument("--capacity", type=int, default=CAPACITY, help="images at once, in engine and static batch")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures, rounds included, as data")
     return parser
 
