@@ -6,7 +6,8 @@
 # The base is plain Python and not an nvidia/cuda image: torch's Linux wheels on PyPI bring the CUDA libraries that
 # they were built with, so an image with CUDA inside would carry them twice, in two versions. The host gives the
 # driver alone (through the NVIDIA container toolkit).
-# One stage, since nothing is compiled: a second one would only copy several GB of wheels.
+# One stage: a second one would only copy several GB of wheels. The C compiler stays in, for torch compiles the model's
+# kernels when a worker starts.
 ARG BASE=python:3.11.15-slim-bookworm
 FROM ${BASE}
 
@@ -14,6 +15,10 @@ FROM ${BASE}
 ARG TORCH_INDEX_URL=
 
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
+# hadolint ignore=DL3008  # Debian keeps no older version: a pinned one could not be installed for long
+RUN apt-get update \
+    && apt-get install --no-install-recommends -y gcc libc6-dev \
+    && rm -rf /var/lib/apt/lists/*
 RUN groupadd --gid 10001 ovis \
     && useradd --uid 10001 --gid ovis --no-create-home --home-dir /var/lib/ovis --shell /usr/sbin/nologin ovis \
     && install -d -o ovis -g ovis /var/lib/ovis \

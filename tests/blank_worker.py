@@ -20,7 +20,7 @@ from producer.jobs.settings import load_settings
 from producer.jobs.storage import Storage
 from worker.app import Drawer, run
 
-CAPACITY = 8
+CAPACITY = 12
 
 
 class BlankEngine:

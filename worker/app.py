@@ -79,10 +79,13 @@ def load_drawer(settings: Settings) -> Drawer:
     )
     compiled = settings.compile and model.device.type == "cuda"
     transformer = PackedTransformer(model.transformer, model.modulations, compiled=compiled)
+    if compiled:
+        log.info("compiling the model: minutes, the first time; OVIS_COMPILE=0 goes without")
     measured = budget.measure(model, transformer, at_most=settings.step_tokens or budget.MOST_TOKENS)
     log.info("a step may have %d tokens", measured.tokens)
     planner = SharedSteps(measured.tokens, capacity=CAPACITY, cost=measured.cost)
-    engine = Engine(model, planner, CAPACITY, transformer)
+    # A place for every task thread, so that an urgent job never waits outside for a bulk job to end.
+    engine = Engine(model, planner, CAPACITY + settings.upload_slots, transformer)
     return Drawer(engine, str(model.device), model.name, model.revision)
 
 
@@ -93,7 +96,6 @@ class Worker:
         self.id = uuid4()
         self._durations = settings.durations
         self._device = Device(drawer.engine, step_limit_s=settings.step_limit_s)
-        self._concurrency = self._device.capacity + settings.upload_slots
         self._lease = Lease(
             store,
             self.id,
@@ -123,14 +125,14 @@ class Worker:
         signals.worker_shutting_down.connect(self._begin_draining)
         consumer = self._app.Worker(
             pool="threads",
-            concurrency=self._concurrency,
+            concurrency=self._device.capacity,
             hostname=f"{self.id}@%h",
             without_gossip=True,
             without_mingle=True,
             without_heartbeat=True,
             quiet=True,
         )
-        log.info("worker %s takes jobs, %d at once", self.id, self._concurrency)
+        log.info("worker %s takes jobs, %d at once", self.id, self._device.capacity)
         try:
             consumer.start()
         finally:
@@ -209,7 +211,7 @@ def run(
         log.info("metrics at http://%s:%d/metrics", settings.metrics_host, port)
     drawer = load(settings)
     log.info("model %s at %s on %s", drawer.model, drawer.revision, drawer.device)
-    store = Store.at(database_url, connections=drawer.engine.capacity + settings.upload_slots + 2, ping=False)
+    store = Store.at(database_url, connections=drawer.engine.capacity + 2, ping=False)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     gc.collect()
     gc.freeze()  # torch and the model are some million objects: no collection need look at them again

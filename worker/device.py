@@ -68,7 +68,7 @@ class Device:
 
     @property
     def capacity(self) -> int:
-        """Images that the engine draws at once."""
+        """Images that the engine holds at most."""
         return self._engine.capacity
 
     def start(self) -> None:

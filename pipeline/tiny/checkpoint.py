@@ -58,7 +58,7 @@ def write_tiny(folder: Path) -> None:
     with torch.random.fork_rng(devices=[]), quiet():
         torch.manual_seed(SEED)
         pipeline = OvisImagePipeline(
-            scheduler=_scheduler(),
+            scheduler=scheduler(),
             vae=_vae(),
             text_encoder=_text_encoder(),
             tokenizer=build_tokenizer(),
@@ -149,7 +149,8 @@ def _vae() -> AutoencoderKL:
     return vae
 
 
-def _scheduler() -> FlowMatchEulerDiscreteScheduler:
+def scheduler() -> FlowMatchEulerDiscreteScheduler:
+    """With the settings of Ovis-Image-7B."""
     return FlowMatchEulerDiscreteScheduler(
         num_train_timesteps=1000,
         shift=3.0,

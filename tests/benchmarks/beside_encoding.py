@@ -39,7 +39,7 @@ def seconds_beside(act: Callable[[], float], request: ImageRequest, *, pause_s: 
 
     Each pauses ``pause_s`` after each; with None there are no threads. The switch interval is a worker's in any case.
     """
-    with _switching_every(SWITCH_INTERVAL_S), _pushing(request, pause_s) as pushed:
+    with switching_every(SWITCH_INTERVAL_S), _pushing(request, pause_s) as pushed:
         return act(), len(pushed)
 
 
@@ -85,7 +85,8 @@ def _sink() -> Iterator[int]:
 
 
 @contextmanager
-def _switching_every(seconds: float) -> Iterator[None]:
+def switching_every(seconds: float) -> Iterator[None]:
+    """Python's switch interval for as long as the block runs."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(seconds)
     try:

@@ -5,7 +5,6 @@ under the worker's switch interval: either as many pictures as the engine draws 
 server is a process of its own on the same machine.
 """
 
-import sys
 import tempfile
 import threading
 import time
@@ -25,6 +24,7 @@ from producer.jobs.local import local_servers
 from producer.jobs.settings import Settings
 from producer.jobs.storage import Storage
 from tests.benchmarks.banner_trace import at_once
+from tests.benchmarks.beside_encoding import switching_every
 from tests.benchmarks.contestants import PackedSteps, Pixels, play
 from worker.app import SWITCH_INTERVAL_S
 
@@ -46,7 +46,7 @@ def steps_beside_uploads(model: Model, request: ImageRequest, *, steps: int, rou
     """
     measured = {"nothing": Rounds(), "uploads of what it draws": Rounds(), "uploads without a pause": Rounds()}
     picture = play(PackedSteps(model, capacity=1), at_once([request])).pictures[0]
-    with _bucket() as storage, _switching_every(SWITCH_INTERVAL_S):
+    with _bucket() as storage, switching_every(SWITCH_INTERVAL_S):
         for number in range(rounds + 1):
             pauses_s = _pauses_s(request, step_s(model, request, steps))
             for name, pause_s in zip(measured, pauses_s, strict=True):
@@ -128,13 +128,3 @@ def _bucket() -> Iterator[Storage]:
             storage.ensure_bucket()
             yield storage
             storage.close()
-
-
-@contextmanager
-def _switching_every(seconds: float) -> Iterator[None]:
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(seconds)
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(before)

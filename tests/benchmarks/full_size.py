@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from accelerate import cpu_offload
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, OvisImageTransformer2DModel
+from diffusers import AutoencoderKL, OvisImageTransformer2DModel
 from transformers import Qwen3Config, Qwen3Model
 
 from pipeline.fp8 import quantise
@@ -22,6 +22,7 @@ from pipeline.modulation import Modulations
 from pipeline.prompt import TEXT_TOKENS
 from pipeline.quiet import quiet
 from pipeline.schedule import Schedules
+from pipeline.tiny.checkpoint import scheduler
 from pipeline.tiny.tokenizer import build_tokenizer
 
 SEED = 20_251_124
@@ -103,11 +104,11 @@ def build_model(
         transformer = _at_rest(OvisImageTransformer2DModel(**architecture.transformer))
         text_encoder = _at_rest(Qwen3Model(Qwen3Config(**architecture.text_encoder)))
         vae = _at_rest(AutoencoderKL(**architecture.vae))
-    modulations, scheduler = Modulations(transformer), _scheduler()
+    modulations, ovis_scheduler = Modulations(transformer), scheduler()
     if fp8:
         quantise(transformer)
     if low_memory:
-        modulations.replace_layers(device, lowest=Schedules(scheduler).lowest_timestep)
+        modulations.replace_layers(device, lowest=Schedules(ovis_scheduler).lowest_timestep)
         cpu_offload(text_encoder.to("cpu"), execution_device=device)
     return Model(
         transformer=transformer,
@@ -115,7 +116,7 @@ def build_model(
         text_encoder=text_encoder,
         tokenizer=build_tokenizer(),
         vae=vae,
-        scheduler=scheduler,
+        scheduler=ovis_scheduler,
         device=device,
         dtype=torch.bfloat16,
         name=architecture.name,
@@ -161,16 +162,3 @@ def _made_in_bf16_on(device: torch.device) -> Iterator[None]:
 
 def _at_rest(part: Any) -> Any:
     return part.eval().requires_grad_(False)
-
-
-def _scheduler() -> FlowMatchEulerDiscreteScheduler:
-    return FlowMatchEulerDiscreteScheduler(
-        num_train_timesteps=1000,
-        shift=3.0,
-        use_dynamic_shifting=True,
-        base_shift=0.5,
-        max_shift=1.15,
-        base_image_seq_len=256,
-        max_image_seq_len=4096,
-        time_shift_type="exponential",
-    )

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -315,6 +316,36 @@ def test_one_guilty_image_in_a_pack_fails_alone(
     assert type(together[guilty].error) is kind
     assert together[guilty].image is None
     check_all_but(guilty, together, tiny_float32)
+
+
+def test_a_guilty_image_does_not_wait_behind_newcomers_that_fill_its_packs(tiny_float32: Model) -> None:
+    """It is the largest, so it stands last in every pack: it must be tried in the step in which it was picked."""
+    large = request_for(width=128, guidance=1)
+    refuse = whenever(large, RuntimeError("a shape that does not fit"))
+    engine = Engine(tiny_float32, Everybody(), transformer=Troubled(tiny_float32, refuse))
+    guilty, *others = [engine.submit(large), *(engine.submit(request_for(seed=seed, steps=3)) for seed in range(3))]
+    (ended,) = engine.step()
+    assert (ended.ticket, type(ended.error)) == (guilty, DrawingFailed)
+    assert engine.progress() == {ticket: Progress(1, 3) for ticket in others}
+
+
+def test_a_checkpoint_that_the_device_has_no_room_for_is_admitted_and_fails_by_its_ticket(
+    tiny_float32: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = Engine(tiny_float32)
+    moved = first.submit(request_for(steps=3))
+    first.step()
+    second = Engine(tiny_float32)
+    ticket = second.resume(first.checkpoint(moved))
+    neighbour = second.submit(request_for(seed=2))
+
+    def no_room(*_: object) -> None:
+        raise torch.OutOfMemoryError(OUT_OF_MEMORY)
+
+    monkeypatch.setattr(second._inside[ticket], "latents", Mock(to=no_room))
+    ended = finish(second)
+    assert isinstance(ended[ticket].error, Exhausted)
+    assert ended[neighbour].image is not None
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
