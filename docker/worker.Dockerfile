@@ -52,7 +52,7 @@ ENV PATH=/opt/ovis/bin:$PATH \
     OVIS_METRICS_PORT=9100
 USER 10001:10001
 EXPOSE 9100
-# It answers once the model is loaded. Docker only reports it; that a step hangs is seen by the worker itself.
+# It answers while the model is still being loaded, too. Docker only reports it; that a step hangs is seen by the worker itself.
 HEALTHCHECK --interval=15s --timeout=5s --start-period=30m --retries=4 \
     CMD ["sh", "-c", "exec python docker/healthy.py http://127.0.0.1:$OVIS_METRICS_PORT/metrics"]
 # The exec form: SIGTERM reaches Python, and the worker gives back what it cannot finish.

@@ -10,8 +10,9 @@ to wait for it.
 
 import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 
 import psutil
@@ -27,11 +28,10 @@ from pipeline.transformer import Branch, PackedTransformer
 MOST_TOKENS = 65_536
 """More than any device gains from: the engine must come round often enough to cancel and to admit."""
 SHARE_OF_MEMORY = 0.5
-"""Of what is free beside the weights. The rest is for decoding, and for the prompts."""
+"""Of what is free beside the weights. The rest is for decoding, for prompts, and for the tables that fill later."""
 TIMES = 3
 LONG_ENOUGH_S = 2.0
-FEWEST = 4
-"""Sequences that are tried however long it takes: from 1, 2 and 4 the cost of a step can be told."""
+FEWEST_SIZES = 3  # that are tried however long they take: from fewer the cost of a step cannot be told
 HEIGHT, WIDTH = 12, 92  # in latents: a banner of 736×96
 BANNER_TOKENS = TEXT_TOKENS + HEIGHT * WIDTH // 4
 TIMESTEPS = (500.0, 752.0)  # that bf16 has
@@ -49,25 +49,26 @@ class Budget:
 def measure(model: Model, transformer: PackedTransformer, *, at_most: int = MOST_TOKENS) -> Budget:
     """Try packs of 1, 2, 4, ... sequences for some seconds, after a warm-up that takes minutes if torch compiles.
 
-    ``tokens`` is what the memory allows, ``at_most`` as given. Raises DeviceError if not even a banner can be drawn.
+    The budget is what the memory allows, and no more than ``at_most``; never less than one banner, for one image
+    always draws. Raises DeviceError if that cannot be drawn.
     """
     _warm_up(model, transformer)
-    cost, most, bytes_a_token, began = StepCost(), at_most, 0.0, perf_counter()
-    tokens = BANNER_TOKENS
-    while tokens <= most and (tokens <= BANNER_TOKENS * FEWEST or perf_counter() - began < LONG_ENOUGH_S):
+    packs: dict[int, list[Branch]] = {}
+    bytes_a_token = 0.0
+    tokens, limit, began = BANNER_TOKENS, max(at_most, BANNER_TOKENS), perf_counter()
+    while tokens <= limit and (len(packs) < FEWEST_SIZES or perf_counter() - began < LONG_ENOUGH_S):
+        packs[tokens] = pack = _noise(model, transformer, tokens // BANNER_TOKENS)
         try:
-            used_bytes, seconds = _try(model, transformer, sequences=tokens // BANNER_TOKENS)
+            bytes_a_token = max(bytes_a_token, _bytes_used(model.device, partial(transformer, pack)) / tokens)
         except RuntimeError as error:
             if not out_of_memory(error):
-                raise
-            most = tokens // 2
-            break
-        for one in seconds:
-            cost.observe(tokens, one)
-        bytes_a_token = max(bytes_a_token, used_bytes / tokens)
+                raise DeviceError(f"{model.device} cannot draw: {error}") from error
+            del packs[tokens]
+            limit = tokens // 2
         tokens *= 2
-    affordable = SHARE_OF_MEMORY * _bytes_free(model.device) / bytes_a_token if bytes_a_token else most
-    return Budget(max(BANNER_TOKENS, min(most, int(affordable))), cost)
+    if bytes_a_token:
+        limit = min(limit, int(SHARE_OF_MEMORY * _bytes_free(model.device) / bytes_a_token))
+    return Budget(max(BANNER_TOKENS, limit), _cost(model, transformer, packs))
 
 
 def _warm_up(model: Model, transformer: PackedTransformer) -> None:
@@ -77,15 +78,20 @@ def _warm_up(model: Model, transformer: PackedTransformer) -> None:
         for sequences in (1, 2):
             transformer(_noise(model, transformer, sequences))
     except RuntimeError as error:
-        banner = f"a banner of {WIDTH * model.latent_px}×{HEIGHT * model.latent_px}"
-        raise DeviceError(f"{model.device} cannot draw {banner}: {error}") from error
+        what = "memory for" if out_of_memory(error) else "means to draw"
+        raise DeviceError(
+            f"{model.device} has no {what} a banner of {WIDTH * model.latent_px}×{HEIGHT * model.latent_px}: {error} "
+            "(OVIS_LOW_MEMORY=1 needs less memory, OVIS_COMPILE=0 no compiler)"
+        ) from error
 
 
-def _try(model: Model, transformer: PackedTransformer, *, sequences: int) -> tuple[int, list[float]]:
-    """What a forward of so many banners needs in bytes, and its seconds, several times."""
-    pack = _noise(model, transformer, sequences)
-    used_bytes = _bytes_used(model.device, lambda: transformer(pack))
-    return used_bytes, [_seconds(model.device, lambda: transformer(pack)) for _ in range(TIMES)]
+def _cost(model: Model, transformer: PackedTransformer, packs: Mapping[int, list[Branch]]) -> StepCost:
+    """Sizes take turns, so that a moment in which the machine is slow does not make one of them look dear."""
+    cost = StepCost()
+    for _ in range(TIMES):
+        for tokens, pack in packs.items():
+            cost.observe(tokens, _seconds(model.device, partial(transformer, pack)))
+    return cost
 
 
 def _noise(model: Model, transformer: PackedTransformer, sequences: int) -> list[Branch]:
@@ -100,13 +106,16 @@ def _noise(model: Model, transformer: PackedTransformer, sequences: int) -> list
 def _seconds(device: torch.device, act: Callable[[], object]) -> float:
     began = perf_counter()
     act()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
     return perf_counter() - began
 
 
 def _bytes_used(device: torch.device, act: Callable[[], object]) -> int:
-    """What ``act`` needed at its peak, beside what was there. On a CPU: beyond the most that this process ever held."""
+    """What ``act`` needed at its peak, beside what was there.
+
+    On a CPU only what goes beyond the most that this process ever held: less than the need, but all that is new.
+    """
     if device.type != "cuda":
         before = _most_held_bytes()
         act()

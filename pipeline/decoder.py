@@ -94,7 +94,7 @@ class Decoder:
         """
         with self._beside_the_steps():
             waiting, self._waiting = list(self._waiting.values()), {}
-            failed = [failure for batch in self._batches(waiting) for failure in self._launch(batch)]
+            failed = [failure for group in self._groups(waiting) for failure in self._launch(group)]
         if wait and not failed and self._under_way:
             self._under_way[0].ready(wait=True)
         ready = [decoding for decoding in self._under_way if decoding.ready()]
@@ -122,7 +122,7 @@ class Decoder:
             height=max(1, round(request.height * height / height_px)),
         )
 
-    def _batches(self, waiting: list[_Latents]) -> Iterator[list[_Latents]]:
+    def _groups(self, waiting: list[_Latents]) -> Iterator[list[_Latents]]:
         """Those of one drawn size together, as evenly as ``pixels_a_call`` allows; one alone is always allowed."""
         sizes: dict[tuple[int, int], list[_Latents]] = {}
         for latents in waiting:
@@ -132,31 +132,31 @@ class Decoder:
             calls = -(-len(equal) // most)
             yield from (equal[call::calls] for call in range(calls))
 
-    def _launch(self, batch: list[_Latents], tile_px: int | None = None) -> list[tuple[int, PipelineError]]:
-        """Start decoding ``batch``, split or in ever smaller tiles if it must be; gives those that failed."""
-        size_px = batch[0].request.drawn_size
+    def _launch(self, group: list[_Latents], tile_px: int | None = None) -> list[tuple[int, PipelineError]]:
+        """Start decoding ``group``, split or in ever smaller tiles if it must be; gives those that failed."""
+        size_px = group[0].request.drawn_size
         try:
-            decoded = self._decode(self._gather(batch), tile_px)
-            self._under_way.append(_Decoding(batch, decoded))
+            decoded = self._decode(self._gather(group), tile_px)
+            self._under_way.append(_Decoding(group, decoded))
             return []
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             failure = classed(error, *size_px)
         if isinstance(failure, Fatal):
             raise failure
-        if len(batch) > 1:
-            half = len(batch) // 2
-            return [*self._launch(batch[:half]), *self._launch(batch[half:])]
+        if len(group) > 1:
+            half = len(group) // 2
+            return [*self._launch(group[:half]), *self._launch(group[half:])]
         smaller_px = [side_px for side_px in TILES_PX if side_px < (tile_px or max(size_px))]
         if isinstance(failure, Exhausted) and smaller_px:
-            return self._launch(batch, smaller_px[0])
-        return [(batch[0].ticket, failure)]
+            return self._launch(group, smaller_px[0])
+        return [(group[0].ticket, failure)]
 
-    def _gather(self, batch: list[_Latents]) -> torch.Tensor:
+    def _gather(self, group: list[_Latents]) -> torch.Tensor:
         """[B, C, H/8, W/8], on the stream that decodes."""
         if self._stream is not None:
-            for latents in batch:  # else their memory could be given away while this stream still reads it
+            for latents in group:  # else their memory could be given away while this stream still reads it
                 latents.tokens.record_stream(self._stream)
-        return torch.cat([self._unpack(latents.tokens, latents.request) for latents in batch])
+        return torch.cat([self._unpack(latents.tokens, latents.request) for latents in group])
 
     def _unpack(self, tokens: torch.Tensor, request: ImageRequest) -> torch.Tensor:
         width_px, height_px = request.drawn_size
@@ -186,9 +186,9 @@ class Decoder:
 class _Decoding:
     """Images whose pixels are on their way from the device to the host."""
 
-    def __init__(self, batch: list[_Latents], decoded: torch.Tensor) -> None:
-        self.images = {latents.ticket: (place, latents.request) for place, latents in enumerate(batch)}
-        self._size_px = batch[0].request.drawn_size
+    def __init__(self, group: list[_Latents], decoded: torch.Tensor) -> None:
+        self.images = {latents.ticket: (place, latents.request) for place, latents in enumerate(group)}
+        self._size_px = group[0].request.drawn_size
         self._finite = _to_host(torch.isfinite(decoded).flatten(1).all(1))  # [B]
         self._pixels = _to_host(_to_bytes(decoded))  # [B, H, W, 3]
         self._copied = _record_event(decoded.device)
@@ -201,8 +201,8 @@ class _Decoding:
             if wait:
                 self._copied.synchronize()
             return bool(self._copied.query())  # type: ignore[no-untyped-call]
-        except RuntimeError as error:
-            raise classed(error, *self._size_px) from error
+        except RuntimeError as error:  # of work that was launched before: nothing of the device can be trusted
+            raise Fatal(f"the device is dead: {error}") from error
 
     def outcomes(self) -> Iterator[tuple[int, Outcome]]:
         pixels = self._pixels.numpy()

@@ -8,7 +8,7 @@ finished image's pixels are ``decoder.py``'s.
 It may know no job, no claim and no bucket: a ticket is all that it gives its caller.
 
 Invariants:
-- one thread owns an engine, from its making to its end. Nothing is locked;
+- one thread at a time uses an engine. Nothing is locked;
 - a ticket is given once. It leaves by exactly one of: a Finished, ``cancel``, ``drain``;
 - between two steps an image is its request, its step index and its latents, and nothing else that counts: so it may be
   paused for others, or go on in another engine (``checkpoint``, ``resume``);
@@ -18,7 +18,7 @@ Invariants:
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from math import prod
 from time import perf_counter
 
@@ -99,6 +99,7 @@ class _Image:
     latents: torch.Tensor | None = None  # [1, tokens, channels]; from its first step on
     velocity: torch.Tensor | None = None  # the last one, shaped as the latents
     texts: list[torch.Tensor] = field(default_factory=list)  # [256, D] for each branch, the prompt's first
+    apart: bool = False  # its two branches do not fit into one forward: each has its own, as upstream draws
     decoding: bool = False
 
     @property
@@ -175,11 +176,14 @@ class Engine:
                 self._advance(pack, self._forward(pack))
                 self._charge(pack, perf_counter() - began)
             except PipelineError as error:
-                untried = self._halves(pack, error) + untried
+                untried = self._after(pack, error) + untried
         return self._finish()
 
     def checkpoint(self, ticket: int) -> bytes:
-        """An image as it is between two steps, for ``resume``. It stays inside. Raises KeyError if it is not."""
+        """An image as it is between two steps, for ``resume``. It stays inside.
+
+        Raises KeyError if it is not inside, Fatal if the device is dead.
+        """
         image = self._inside[ticket]
         with self._on_device([image]):
             unfinished = UnfinishedImage(image.request, image.step, self._latents(image).cpu())
@@ -206,6 +210,7 @@ class Engine:
         """About what the image will look like, [h, w, 3], its longer side 256 px at most.
 
         Decoded from where the last velocity leads; None before the first step in this engine, or if it is gone.
+        Raises Exhausted, DrawingFailed and Fatal; the image itself goes on unchanged by the first two.
         """
         image = self._inside.get(ticket)
         if image is None or image.velocity is None:
@@ -256,24 +261,31 @@ class Engine:
             for half in self._halves(images, error):
                 self._read(half)
 
+    def _after(self, pack: list[_Image], error: PipelineError) -> list[list[_Image]]:
+        """What to try in the place of a pack that could not be drawn. Nobody in it has moved. Raises Fatal."""
+        if isinstance(error, Exhausted) and len(pack) > 1:
+            self._planner.shrink(_tokens(pack))
+        elif isinstance(error, Exhausted) and pack[0].request.guided and not pack[0].apart:
+            pack[0].apart = True
+            return [pack]
+        return self._halves(pack, error)
+
     def _halves(self, images: list[_Image], error: PipelineError) -> list[list[_Image]]:
-        """What to try in the place of ``images``, who could not go on together: so only an image that fails alone is
-        given up. Nobody has moved. Raises Fatal.
-        """
+        """The halves of ``images``; one alone is given up, with ``error``. Raises Fatal."""
         if isinstance(error, Fatal):
             raise error
         if len(images) == 1:
             self._fail(images[0], error)
             return []
-        if isinstance(error, Exhausted):
-            self._planner.shrink(_tokens(images))
         half = len(images) // 2
         return [images[:half], images[half:]]
 
     def _forward(self, pack: Sequence[_Image]) -> list[torch.Tensor]:
         """The velocity [1, tokens, channels] of each image, guided if its request is."""
         with self._on_device(pack):
-            velocities = iter(self._transformer([branch for image in pack for branch in self._branches(image)]))
+            branches = [branch for image in pack for branch in self._branches(image)]
+            calls = [[branch] for branch in branches] if len(pack) == 1 and pack[0].apart else [branches]
+            velocities = chain.from_iterable(map(self._transformer, calls))
             return [_guided(image.request.guidance, *islice(velocities, len(image.texts)))[None] for image in pack]
 
     def _branches(self, image: _Image) -> list[Branch]:
@@ -348,7 +360,7 @@ class Engine:
         try:
             with torch.inference_mode():
                 yield
-        except RuntimeError as error:  # what every error of torch is
+        except (RuntimeError, MemoryError) as error:  # what every error of torch is
             width_px, height_px = max((image.request.drawn_size for image in images), key=prod)
             raise classed(error, width_px, height_px) from error
 

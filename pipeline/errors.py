@@ -4,7 +4,7 @@ PipelineError
 ├── InvalidRequest      the request can never be drawn: refuse it, never retry
 │   └── PromptTooLong   .tokens, .limit
 ├── CheckpointError     the model cannot be loaded: a person must change a setting
-├── DeviceError         the named device does not exist here: a person must change a setting
+├── DeviceError         the device cannot be used as asked: a person must change a setting
 ├── Exhausted           the device's memory is too small for this image alone
 ├── BrokenImage         the numbers became NaN or infinite: this image alone fails
 ├── UnusableLatents     an unfinished image's bytes are damaged or another model's: draw it from its start
@@ -44,7 +44,7 @@ class CheckpointError(PipelineError):
 
 
 class DeviceError(PipelineError):
-    """The device that was asked for does not exist on this machine."""
+    """The device does not exist here, has too little memory for the model, or lacks what a setting asks for."""
 
 
 class Exhausted(PipelineError):
@@ -60,7 +60,7 @@ class BrokenImage(PipelineError):
     """The image's numbers became NaN or infinite at ``step``."""
 
     def __init__(self, step: int) -> None:
-        super().__init__(f"the latents became NaN or infinite at step {step}")
+        super().__init__(f"its numbers became NaN or infinite at step {step}")
         self.step = step
 
 

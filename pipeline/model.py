@@ -85,7 +85,8 @@ def load_model(
             return _load(checkpoint, place, dtype, fp8=fp8, low_memory=low_memory)
     except RuntimeError as error:
         if out_of_memory(error):
-            raise DeviceError(f"{place} has too little memory for {name}; low_memory needs less of it") from error
+            less = "" if low_memory else ": OVIS_LOW_MEMORY=1 needs less of it"
+            raise DeviceError(f"{place} has too little memory for {name}{less}") from error
         raise
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise CheckpointError(

@@ -144,7 +144,8 @@ class SharedSteps:
 
     ``budget_tokens`` limits a pack of several images, and is the one knob; an image alone may exceed it. It is what
     holds now: `shrink` cuts it to half of what did not fit, and steps that fit bring it back to what was given.
-    ``capacity`` is how many images the engine can hold. A ``cost`` that has seen steps already spares the learning.
+    With ``capacity`` candidates or more, a queue outside is taken for granted. A ``cost`` that has seen steps already
+    spares the learning.
     """
 
     def __init__(self, budget_tokens: int, *, capacity: int, cost: StepCost | None = None) -> None:

@@ -31,10 +31,10 @@ def out_of_memory(error: BaseException) -> bool:
     On CUDA torch's allocator raises OutOfMemoryError; on a CPU it raises a bare RuntimeError. ``CUDA error: out of
     memory`` comes as AcceleratorError, the class of a dead device, but leaves the context usable.
     """
-    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in _OUT_OF_MEMORY)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in _OUT_OF_MEMORY)
 
 
-def classed(error: RuntimeError, width_px: int, height_px: int) -> PipelineError:
+def classed(error: RuntimeError | MemoryError, width_px: int, height_px: int) -> PipelineError:
     """Exhausted for want of memory, Fatal for a dead device, else DrawingFailed, for an image of that drawn size.
 
     The caller raises or returns it. The local variables on ``error``'s traceback are let go, lines and names stay:

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
 from celery import Celery, signals
@@ -34,6 +34,9 @@ from worker.device import Device, DrawingEngine
 from worker.executor import Executor
 from worker.lease import Lease
 from worker.metrics import Metrics
+
+if TYPE_CHECKING:
+    from pipeline.model import Model
 
 log = logging.getLogger("worker")
 
@@ -60,11 +63,7 @@ def load_drawer(settings: Settings) -> Drawer:
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(settings.data_dir.absolute() / "compiled"))
     import torch  # seconds to import: only after the settings proved right
 
-    from pipeline import budget
-    from pipeline.engine import CAPACITY, Engine
     from pipeline.model import load_model
-    from pipeline.planner import SharedSteps
-    from pipeline.transformer import PackedTransformer
 
     device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
     name = settings.model or (DEFAULT_MODEL if device.startswith("cuda") else "tiny")
@@ -77,16 +76,25 @@ def load_drawer(settings: Settings) -> Drawer:
         fp8=settings.fp8,
         low_memory=settings.low_memory,
     )
+    return Drawer(_engine(model, settings), str(model.device), model.name, model.revision)
+
+
+def _engine(model: "Model", settings: Settings) -> DrawingEngine:
+    """An engine for ``model`` that knows what a step may hold and takes. Raises: DeviceError."""
+    from pipeline import budget
+    from pipeline.engine import CAPACITY, Engine
+    from pipeline.planner import SharedSteps
+    from pipeline.transformer import PackedTransformer
+
     compiled = settings.compile and model.device.type == "cuda"
-    transformer = PackedTransformer(model.transformer, model.modulations, compiled=compiled)
     if compiled:
         log.info("compiling the model: minutes, the first time; OVIS_COMPILE=0 goes without")
+    transformer = PackedTransformer(model.transformer, model.modulations, compiled=compiled)
     measured = budget.measure(model, transformer, at_most=settings.step_tokens or budget.MOST_TOKENS)
     log.info("a step may have %d tokens", measured.tokens)
     planner = SharedSteps(measured.tokens, capacity=CAPACITY, cost=measured.cost)
-    # A place for every task thread, so that an urgent job never waits outside for a bulk job to end.
-    engine = Engine(model, planner, CAPACITY + settings.upload_slots, transformer)
-    return Drawer(engine, str(model.device), model.name, model.revision)
+    # A place for every task thread: what a worker has claimed is all before the planner, the most urgent first.
+    return Engine(model, planner, CAPACITY + settings.upload_slots, transformer)
 
 
 class Worker:

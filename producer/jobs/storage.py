@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from mypy_boto3_s3.type_defs import CreateBucketConfigurationTypeDef
 
 DEFAULT_REGION = "us-east-1"
+MOST_CONNECTIONS = 80
+"""As many as a worker may have threads: images that share steps end, and are uploaded, together."""
 NO_SUCH_BUCKET = 404
 PASSING = frozenset({408, 429})
 """Statuses below 500 that say: not now."""
@@ -165,7 +167,7 @@ def _client(settings: Settings, endpoint_url: str) -> "S3Client":
             connect_timeout=5,
             read_timeout=20,
             retries={"mode": "standard", "total_max_attempts": 2},
-            max_pool_connections=settings.upload_slots + 2,
+            max_pool_connections=MOST_CONNECTIONS,
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
             s3={"addressing_style": "path"},

@@ -55,7 +55,7 @@ def test_one_timestep_and_several_run_before_anything_is_measured_however_long_t
     transformer = Watched(tiny_float32, late_s=0.1)
     found = measured(tiny_float32, transformer)
     assert transformer.packs[:2] == [(1, 1), (2, 2)]
-    assert max(transformer.packs)[0] == budget.FEWEST
+    assert max(transformer.packs)[0] == 2 ** (budget.FEWEST_SIZES - 1)
     assert found.cost.time() is not None
 
 
@@ -63,7 +63,7 @@ def test_time_ends_it_when_enough_is_known(tiny_float32: Model, monkeypatch: pyt
     monkeypatch.setattr(budget, "LONG_ENOUGH_S", 0.0)
     transformer = Watched(tiny_float32)
     measured(tiny_float32, transformer, at_most=budget.MOST_TOKENS)
-    assert max(transformer.packs)[0] == budget.FEWEST
+    assert max(transformer.packs)[0] == 2 ** (budget.FEWEST_SIZES - 1)
 
 
 def test_where_memory_ends_the_budget_is_at_most_what_fitted(tiny_float32: Model) -> None:
@@ -76,7 +76,7 @@ def test_a_small_allowance_still_lets_one_banner_through(tiny_float32: Model) ->
 
 
 def test_a_device_that_cannot_draw_one_banner_is_named_with_the_reason(tiny_float32: Model) -> None:
-    with pytest.raises(DeviceError, match=r"cpu cannot draw a banner of 736×96: .*out of memory"):
+    with pytest.raises(DeviceError, match=r"cpu has no memory for a banner of 736×96: .*OVIS_LOW_MEMORY"):
         measured(tiny_float32, Watched(tiny_float32, fits=10))
     with pytest.raises(DeviceError, match="no kernel image"):
         measured(tiny_float32, Watched(tiny_float32, error="no kernel image is available"))

@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -318,6 +318,37 @@ def test_one_guilty_image_in_a_pack_fails_alone(
     check_all_but(guilty, together, tiny_float32)
 
 
+def test_a_guided_image_whose_branches_do_not_fit_together_is_drawn_branch_by_branch(tiny_float32: Model) -> None:
+    requests = [request_for(), request_for(width=128)]  # of 2 · 272 and 2 · 288 tokens
+    planner = Everybody()
+    engine = Engine(tiny_float32, planner, transformer=Troubled(tiny_float32, above(300)))
+    tickets = [engine.submit(request) for request in requests]
+    ended = finish(engine)
+    for ticket, request in zip(tickets, requests, strict=True):
+        assert largest_difference(pixels_of(ended[ticket]), draw(tiny_float32, request)) <= 1
+    assert planner.too_large == [2 * 272 + 2 * 288] * 2  # for an image alone the budget is not cut
+
+
+def test_prompts_that_do_not_fit_together_are_read_in_halves_and_cut_no_budget(
+    tiny_float32: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planner = Everybody()
+    engine = Engine(tiny_float32, planner)
+    encode = engine._prompts.encode
+
+    def short(prompts: Iterable[str]) -> list[torch.Tensor]:
+        wanted = list(prompts)
+        if len(wanted) > 2:
+            raise torch.OutOfMemoryError(OUT_OF_MEMORY)
+        return encode(wanted)
+
+    monkeypatch.setattr(engine._prompts, "encode", short)
+    for seed in range(4):
+        engine.submit(request_for(f"A fox {seed}"))
+    assert all(ended.image for ended in finish(engine).values())
+    assert planner.too_large == []
+
+
 def test_a_guilty_image_does_not_wait_behind_newcomers_that_fill_its_packs(tiny_float32: Model) -> None:
     """It is the largest, so it stands last in every pack: it must be tried in the step in which it was picked."""
     large = request_for(width=128, guidance=1)
@@ -404,7 +435,7 @@ def test_the_products_planner_asks_for_half_of_what_did_not_fit(tiny: Model) -> 
 
 def test_an_image_that_does_not_fit_alone_names_its_size_and_the_memory(tiny_float32: Model) -> None:
     large = request_for(width=144, height=130, seed=9)
-    together = draw_together(tiny_float32, [*FOUR, large], Troubled(tiny_float32, above(650)))
+    together = draw_together(tiny_float32, [*FOUR, large], Troubled(tiny_float32, above(300)))
     error = together[-1].error
     assert isinstance(error, Exhausted)
     assert (error.width_px, error.height_px) == (144, 144)
@@ -445,7 +476,7 @@ small = request_for("A fox", steps=2)
 large = request_for("A fox", width=2048, height=2048, steps=1)
 (before,) = draw(small)
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (used + 16 * 2**20,) * 2)
+resource.setrlimit(resource.RLIMIT_AS, (used + 48 * 2**20,) * 2)
 first, failed, last = draw(small, large, small)
 assert (first.image.pixels == before.image.pixels).all() and (last.image.pixels == before.image.pixels).all()
 print(type(failed.error).__name__, failed.error)

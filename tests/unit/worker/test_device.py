@@ -25,6 +25,7 @@ class StepEngine:
         self.inside: dict[int, tuple[ImageRequest, int]] = {}
         self.largest = 0
         self.tickets = 0
+        self.priorities: list[int] = []
         self.failing: Exception | None = None
 
     @property
@@ -35,6 +36,7 @@ class StepEngine:
         if request.prompt == "refused":
             raise InvalidRequest("prompt", "refused")
         self.tickets += 1
+        self.priorities.append(priority)
         self.inside[self.tickets] = (request, 0)
         self.largest = max(self.largest, len(self.inside))
         return self.tickets
@@ -126,6 +128,27 @@ def test_a_cancelled_image_leaves_between_two_steps_and_frees_its_place(
     device.cancel("second")
     with pytest.raises(Cancelled):
         images[1].result(5)
+
+
+def test_the_engine_is_told_who_is_urgent_and_of_those_that_wait_the_urgent_one_is_let_in_first(
+    device: Device, engine: StepEngine, threads: ThreadPoolExecutor
+) -> None:
+    inside = [threads.submit(device.draw, key, request("endless"), priority=2) for key in ("first", "second")]
+    until(lambda: len(engine.inside) == 2)
+    waiting = [
+        threads.submit(device.draw, key, request(steps=100), priority=priority)
+        for key, priority in (("bulk", 2), ("urgent", 0), ("standard", 1))
+    ]
+    until(lambda: len(device._waiting) == 3)
+    device.cancel("first")
+    assert waiting[1].result(5).steps == 100
+    assert waiting[2].result(5).steps == 100
+    assert waiting[0].result(5).steps == 100
+    assert engine.priorities == [2, 2, 0, 1, 2]
+    device.cancel("second")
+    for image in inside:
+        with pytest.raises(Cancelled):
+            image.result(5)
 
 
 def test_a_request_that_still_waits_can_be_cancelled(
