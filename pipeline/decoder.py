@@ -9,8 +9,8 @@ It may know no schedule and no prompt: a ticket, latents and the request are all
 
 Invariants:
 - on a CPU an image's pixels do not depend on its company; a float32 model's are OvisImagePipeline's own to the bit. A
-  bf16 model's differ from its pipeline's by that one's rounding (48 dB, the tiny model), as batches do on CUDA;
-- an image that fails, fails alone: a batch that torch refuses is split until the guilty one is by itself;
+  bf16 model's differ from its pipeline's by that one's rounding (48 dB, the tiny model), as stacks do on CUDA;
+- an image that fails, fails alone: a stack that torch refuses is split until the guilty one is by itself;
 - a ticket leaves by exactly one of ``collect`` and ``withdraw``.
 
 Where memory is too short for one image alone, it is decoded in overlapping tiles. Each tile has group norm's statistics
@@ -37,8 +37,8 @@ from pipeline.request import ImageRequest
 from pipeline.torch_errors import classed
 
 PIXELS_A_CALL = 1024 * 1024
-"""Those of the usual image: a batch of banners fills a device and does not raise the peak of memory above that of one.
-Reasoned, not measured yet. On a CPU in float32 a batch gains nothing."""
+"""Those of the usual image: a stack of banners fills a device and does not raise the peak of memory above that of one.
+Reasoned, not measured yet. On a CPU in float32 a stack gains nothing."""
 TILES_PX = (512, 256)
 """Sides of the tiles, tried in turn. Upstream's default is the VAE's ``sample_size``, for this model 1024: the whole of
 most images. Memory goes with a tile's area; the overlap is upstream's quarter."""
@@ -68,11 +68,6 @@ class Decoder:
         self._stream = _stream(model.device)
         self._waiting: dict[int, _Latents] = {}
         self._under_way: list[_Decoding] = []
-
-    @property
-    def idle(self) -> bool:
-        """Whether nothing is inside, so that ``collect`` would give nothing."""
-        return not self._waiting and not self._under_way
 
     def submit(self, ticket: int, latents: torch.Tensor, request: ImageRequest) -> None:
         """Take in ``latents`` [1, tokens, 64] after the last step. The device need not be done with them."""

@@ -24,10 +24,6 @@ class Schedule:
     timesteps: torch.Tensor
     sigmas: torch.Tensor
 
-    @property
-    def steps(self) -> int:
-        return len(self.timesteps)
-
     def timestep(self, step: int, dtype: torch.dtype) -> float:
         """What the model is told at ``step``, 0 to 1000: rounded to its dtype, as OvisImagePipeline casts it."""
         return self.timesteps[step].to(dtype).item()

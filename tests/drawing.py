@@ -24,11 +24,21 @@ from pipeline.transformer import Branch, PackedTransformer
 
 PACK_SEED = 3
 MOST_STEPS = 200
+OUT_OF_MEMORY = "CUDA out of memory. Tried to allocate 2 GiB"
 
 
 def request_for(prompt: str = "A fox", **fields: object) -> ImageRequest:
     """A small image of two steps, with whatever a test wants otherwise."""
     return ImageRequest.model_validate({"prompt": prompt, "width": 64, "height": 64, "steps": 2, "seed": 1, **fields})
+
+
+FOUR = [
+    request_for("A fox", steps=3, seed=1),
+    request_for("狐狸", width=96, steps=2, guidance=1, seed=2),
+    request_for("A lighthouse", height=112, steps=3, guidance=2.5, seed=3),
+    request_for('A sign: "OPEN"', width=80, height=80, steps=2, seed=4),
+]
+"""Mixed in size, steps and guidance."""
 
 
 def finish(engine: Engine) -> dict[int, Finished]:
@@ -128,6 +138,21 @@ class Troubled(PackedTransformer):
     def __call__(self, pack: Sequence[Branch]) -> list[torch.Tensor]:
         self._trouble(pack)
         return super().__call__(pack)
+
+
+def draw_together(
+    model: Model, requests: Sequence[ImageRequest], transformer: PackedTransformer | None = None
+) -> list[Finished]:
+    """All in one pack."""
+    engine = Engine(model, Everybody(), transformer=transformer)
+    tickets = [engine.submit(request) for request in requests]
+    ended = finish(engine)
+    return [ended[ticket] for ticket in tickets]
+
+
+def wait_for_pixels(engine: Engine) -> None:
+    """As on CUDA, where a picture that is launched in one step is there in a later one."""
+    engine._decoder.collect = lambda *, wait: []  # type: ignore[method-assign]
 
 
 def tokens_of(pack: Sequence[Branch]) -> int:

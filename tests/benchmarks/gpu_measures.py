@@ -285,8 +285,8 @@ def _tiled(bench: Bench, tile_px: int) -> Callable[[], None]:
 
 def _pictures(decoder: Decoder) -> None:
     """Wait for all that ``decoder`` has. Raises what an image ended in."""
-    while not decoder.idle:
-        _check(decoder.collect(wait=True))
+    while ended := decoder.collect(wait=True):
+        _check(ended)
 
 
 def _check(outcomes: Sequence[tuple[int, Outcome]]) -> None:

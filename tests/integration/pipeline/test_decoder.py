@@ -59,8 +59,8 @@ def decode(decoder: Decoder, *images: tuple[torch.Tensor, ImageRequest]) -> list
     for ticket, (latents, request) in enumerate(images):
         decoder.submit(ticket, latents, request)
     outcomes: dict[int, Outcome] = {}
-    while not decoder.idle:
-        outcomes |= dict(decoder.collect(wait=True))
+    while ended := decoder.collect(wait=True):
+        outcomes |= dict(ended)
     return [outcomes[ticket] for ticket in range(len(images))]
 
 
@@ -163,15 +163,12 @@ def test_a_call_holds_no_more_pixels_than_it_may_and_calls_are_even(tiny_float32
     assert sorted(calls) == [1, 2, 3]
 
 
-def test_collect_gives_each_picture_once_and_idle_tells(tiny: Model) -> None:
+def test_collect_gives_each_picture_once(tiny: Model) -> None:
     decoder = Decoder(tiny)
-    assert decoder.idle
     assert decoder.collect(wait=True) == []
     for ticket, (latents, request) in enumerate(some(tiny, (64, 64), (80, 64))):
         decoder.submit(ticket, latents, request)
-    assert not decoder.idle
     assert sorted(ticket for ticket, _ in decoder.collect(wait=False)) == [0, 1]
-    assert decoder.idle
     assert decoder.collect(wait=True) == []
 
 
@@ -183,7 +180,7 @@ def test_a_withdrawn_ticket_never_comes_and_an_unknown_one_is_nothing(tiny: Mode
     decoder.withdraw(7)
     assert [ticket for ticket, _ in decoder.collect(wait=True)] == [0, 2]
     decoder.withdraw(0)
-    assert decoder.idle
+    assert decoder.collect(wait=True) == []
 
 
 def test_a_picture_is_memory_of_its_own(tiny: Model) -> None:
@@ -405,8 +402,8 @@ def test_on_cuda_pictures_come_from_another_stream_and_are_the_cpus(models_dir: 
     for ticket, (latents, request) in enumerate(images):
         decoder.submit(ticket, latents + 0, request)
         outcomes |= dict(decoder.collect(wait=False))
-    while not decoder.idle:
-        outcomes |= dict(decoder.collect(wait=True))
+    while ended := decoder.collect(wait=True):
+        outcomes |= dict(ended)
     for ticket, (latents, request) in enumerate(images):
         (expected,) = decode(Decoder(tiny_float32), (latents.cpu(), request))
         assert psnr_db(picture(outcomes[ticket]), picture(expected)) > 40
