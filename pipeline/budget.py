@@ -50,20 +50,27 @@ def measure(model: Model, transformer: PackedTransformer, *, at_most: int = MOST
     """Try packs of 1, 2, 4, ... sequences for some seconds, after a warm-up that takes minutes if torch compiles.
 
     The budget is what the memory allows, and no more than ``at_most``; never less than one banner, for one image
-    always draws. Raises DeviceError if that cannot be drawn.
+    always draws. Raises DeviceError if that cannot be drawn, or the device fails.
     """
     _warm_up(model, transformer)
+    try:
+        return _measured(model, transformer, max(at_most, BANNER_TOKENS))
+    except RuntimeError as error:
+        raise DeviceError(f"{model.device} cannot draw: {error}") from error
+
+
+def _measured(model: Model, transformer: PackedTransformer, limit: int) -> Budget:
     packs: dict[int, list[Branch]] = {}
     bytes_a_token = 0.0
-    tokens, limit, began = BANNER_TOKENS, max(at_most, BANNER_TOKENS), perf_counter()
+    tokens, began = BANNER_TOKENS, perf_counter()
     while tokens <= limit and (len(packs) < FEWEST_SIZES or perf_counter() - began < LONG_ENOUGH_S):
-        packs[tokens] = pack = _noise(model, transformer, tokens // BANNER_TOKENS)
         try:
+            pack = _noise(model, transformer, tokens // BANNER_TOKENS)
             bytes_a_token = max(bytes_a_token, _bytes_used(model.device, partial(transformer, pack)) / tokens)
+            packs[tokens] = pack
         except RuntimeError as error:
             if not out_of_memory(error):
-                raise DeviceError(f"{model.device} cannot draw: {error}") from error
-            del packs[tokens]
+                raise
             limit = tokens // 2
         tokens *= 2
     if bytes_a_token:

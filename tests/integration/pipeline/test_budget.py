@@ -13,16 +13,38 @@ from pipeline.model import Model
 from pipeline.prompt import TEXT_TOKENS
 from pipeline.transformer import Branch, PackedTransformer
 
+ILLEGAL = "CUDA error: an illegal memory access was encountered"
+
 
 class Watched(PackedTransformer):
-    """The real one. It notes its packs, takes ``late_s`` for the first, and has no memory for more than ``fits``."""
+    """The real one. It notes its packs, takes ``late_s`` for the first, and has no memory for more than ``fits``.
 
-    def __init__(self, model: Model, *, late_s: float = 0.0, fits: int = 10**9, error: str = "") -> None:
+    The device fails from pack ``bad_pack`` or read ``bad_read`` on, counted from 1; 0: never.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        late_s: float = 0.0,
+        fits: int = 10**9,
+        error: str = "",
+        bad_pack: int = 0,
+        bad_read: int = 0,
+    ) -> None:
         super().__init__(model.transformer, model.modulations)
         self.packs: list[tuple[int, int]] = []  # (sequences, timesteps)
         self._late_s = late_s
         self._fits = fits
         self._error = error
+        self._bad_pack, self._bad_read = bad_pack, bad_read
+        self.reads = 0
+
+    def read(self, embedding: torch.Tensor) -> torch.Tensor:
+        self.reads += 1
+        if self._bad_read and self.reads >= self._bad_read:
+            raise RuntimeError(ILLEGAL)
+        return super().read(embedding)
 
     def __call__(self, pack: Sequence[Branch]) -> list[torch.Tensor]:
         if not self.packs:
@@ -30,6 +52,8 @@ class Watched(PackedTransformer):
         self.packs.append((len(pack), len({branch.timestep for branch in pack})))
         if self._error:
             raise RuntimeError(self._error)
+        if self._bad_pack and len(self.packs) >= self._bad_pack:
+            raise RuntimeError(ILLEGAL)
         if sum(TEXT_TOKENS + len(branch.latents) for branch in pack) > self._fits:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         return super().__call__(pack)
@@ -80,3 +104,12 @@ def test_a_device_that_cannot_draw_one_banner_is_named_with_the_reason(tiny_floa
         measured(tiny_float32, Watched(tiny_float32, fits=10))
     with pytest.raises(DeviceError, match="no kernel image"):
         measured(tiny_float32, Watched(tiny_float32, error="no kernel image is available"))
+
+
+@pytest.mark.parametrize("bad", [{"bad_pack": 3}, {"bad_pack": 6}, {"bad_read": 3}], ids=str)
+def test_a_device_that_fails_while_it_is_measured_is_named(bad: dict[str, int], tiny_float32: Model) -> None:
+    """After two packs to warm up: in the first that is measured, in the first that is timed, and in making noise."""
+    transformer = Watched(tiny_float32, **bad)
+    with pytest.raises(DeviceError, match=r"cpu cannot draw: .*illegal memory access"):
+        measured(tiny_float32, transformer)
+    assert (len(transformer.packs) if "bad_pack" in bad else transformer.reads) == next(iter(bad.values()))
