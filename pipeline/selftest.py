@@ -143,7 +143,8 @@ def _as_table(model: Model, comparisons: Sequence[Comparison]) -> str:
             f"{size:>11} {one.steps:>6} {one.guidance:>9.1f} {one.largest_difference:>12} of 255 {psnr:>9}{verdict}"
         )
     good = sum(one.passed for one in comparisons)
-    return "\n".join([*lines, f"{good} of {len(comparisons)} images are what diffusers draws"])
+    how = "to the bit" if all(one.psnr_db is None for one in comparisons) else f"to {TOLERATED_PSNR_DB:.0f} dB"
+    return "\n".join([*lines, f"{good} of {len(comparisons)} images are what diffusers draws, {how}"])
 
 
 def _as_json(model: Model, comparisons: Sequence[Comparison]) -> str:

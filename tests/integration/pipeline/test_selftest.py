@@ -26,7 +26,7 @@ def test_it_ends_with_0_when_both_draw_the_same(
     assert selftest.main(["--model", "tiny", "--models-dir", str(models_dir)]) == 0
     printed = capsys.readouterr().out
     assert "72×64" in printed
-    assert "2 of 2 images are what diffusers draws" in printed
+    assert "2 of 2 images are what diffusers draws, to 40 dB" in printed
 
 
 def test_it_prints_json_when_a_program_reads(tiny: Model, models_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
