@@ -1,5 +1,7 @@
 """What ``gpu_engine.py`` says without a GPU: its arithmetic, its order of drawing, its verdicts."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from diffusers import OvisImageTransformer2DModel
@@ -10,8 +12,8 @@ from pipeline.planner import Candidate
 from pipeline.prompt import TEXT_TOKENS
 from tests.benchmarks.full_size import FULL, SMALL, forward_flop
 from tests.benchmarks.gpu_engine import rows
-from tests.benchmarks.gpu_report import targets
-from tests.benchmarks.gpu_scene import WHOLE_SCENE
+from tests.benchmarks.gpu_report import Report, targets
+from tests.benchmarks.gpu_scene import SMALL_SCENE, WHOLE_SCENE, Scene
 from tests.benchmarks.timed_steps import InTurn, psnr_db
 
 
@@ -91,6 +93,22 @@ def test_every_target_names_rows_that_are_measured() -> None:
 def test_a_target_whose_row_failed_is_open() -> None:
     failed = [{"row": row.name, "status": "failed", "reason": "no memory"} for row in rows(WHOLE_SCENE)]
     assert {one["reached"] for one in targets(WHOLE_SCENE, failed)} == {"open"}
+
+
+@pytest.mark.parametrize(
+    ("scene", "compiled", "judged"),
+    [(WHOLE_SCENE, True, True), (SMALL_SCENE, True, False), (WHOLE_SCENE, False, False)],
+)
+def test_a_report_judges_and_names_only_what_was_measured(
+    scene: Scene, compiled: bool, judged: bool, tmp_path: Path
+) -> None:
+    report = Report(tmp_path, {"compiled": compiled}, scene)
+    report.add({"row": rows(scene)[2].name, "status": "failed", "reason": "no memory", "elapsed_s": 1.0})
+    report.add({"row": "parity", "status": "done", "engine compiled: PSNR": "9 dB", "elapsed_s": 2.0})
+    table = (tmp_path / "table.md").read_text(encoding="utf-8")
+    assert ("target" in table) == judged
+    assert ("- engine compiled; " in table, "engine compiled: PSNR" in table) == (compiled, compiled)
+    assert ("- engine not compiled; " in table, "engine not compiled: PSNR" in table) == (not compiled, not compiled)
 
 
 def test_all_rows_together_fit_into_nine_minutes() -> None:
