@@ -13,12 +13,11 @@ LINE_EVERY_S = 5.0
 
 
 class RateColumn(ProgressColumn):
-    """Images a second since the start."""
+    """Images a second since the first look."""
 
     def render(self, task: Task) -> Text:
-        if not task.elapsed or not task.completed:
-            return Text("–.– images/s")
-        return Text(f"{task.completed / task.elapsed:.1f} images/s")
+        rate = task.fields["rate"]
+        return Text(f"{rate:.1f} images/s" if rate else "–.– images/s")
 
 
 class BatchProgress:
@@ -28,6 +27,7 @@ class BatchProgress:
         self._console = console
         self._name = name
         self._began = self._said = time.monotonic()
+        self._before: int | None = None  # finished at the first look: nobody saw how fast
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=30),
@@ -38,7 +38,7 @@ class BatchProgress:
             console=console,
             disable=not console.is_terminal,
         )
-        self._task = self._bar.add_task(name, total=total)
+        self._task = self._bar.add_task(name, total=total, rate=0.0)
 
     def __enter__(self) -> Callable[[Batch], None]:
         self._bar.start()
@@ -48,13 +48,14 @@ class BatchProgress:
         self._bar.stop()
 
     def _show(self, batch: Batch) -> None:
-        self._bar.update(self._task, completed=batch.finished)
+        if self._before is None:
+            self._before = batch.finished
         now = time.monotonic()
+        rate = (batch.finished - self._before) / max(now - self._began, 1e-9)
+        self._bar.update(self._task, completed=batch.finished, rate=rate)
         if self._console.is_terminal or (now - self._said < LINE_EVERY_S and not batch.done):
             return
         self._said = now
-        rate = batch.finished / (now - self._began)
+        speed = f", {rate:.1f} images/s" if rate else ""
         left = f", {(batch.jobs - batch.finished) / rate:.0f} s left" if rate and not batch.done else ""
-        self._console.print(
-            f"{self._name}: {batch.finished} of {batch.jobs}, {rate:.1f} images/s{left}", highlight=False
-        )
+        self._console.print(f"{self._name}: {batch.finished} of {batch.jobs}{speed}{left}", highlight=False)
