@@ -208,13 +208,17 @@ def _csv_record(line: int, header: list[str], cells: list[str]) -> dict[str, Any
 def _check_header(header: list[str], allowed: set[str]) -> None:
     if not header:
         raise ManifestError([Problem(0, None, "is empty: the first line must name the columns")])
+    for separator, name in ((";", "semicolons"), ("\t", "tabs")):
+        if len(header) == 1 and allowed & set(header[0].split(separator)) and separator in header[0]:
+            raise ManifestError([Problem(1, None, f"its columns are separated by {name}: save it with commas")])
     problems = [Problem(1, column, "is there twice") for column in sorted({c for c in header if header.count(c) > 1})]
     for column in header:
         if column not in allowed:
-            problems.append(Problem(1, column, f"is no column of a request ({', '.join(FIELDS)}), nor used by --name"))
+            known = f"write {column.lower()!r}" if column.lower() in allowed else f"there are {', '.join(FIELDS)}"
+            problems.append(Problem(1, column, f"is no column of a request, nor used by --name: {known}"))
     for column in sorted(allowed - set(FIELDS) - set(header)):
         problems.append(Problem(1, column, "is used by --name and is no column of the file"))
-    if "prompt" not in header:
+    if "prompt" not in map(str.lower, header):
         problems.append(Problem(1, "prompt", "is missing"))
     if problems:
         raise ManifestError(problems)

@@ -47,6 +47,12 @@ def test_a_quoted_cell_may_hold_line_breaks() -> None:
         ("prompt,colour\na,b\n", "line 1, column 'colour': is no column"),
         ("prompt,prompt\na,b\n", "line 1, column 'prompt': is there twice"),
         ("width\n64\n", "line 1, column 'prompt': is missing"),
+        ("prompt;width\na;64\n", "line 1: its columns are separated by semicolons: save it with commas"),
+        ("prompt\twidth\na\t64\n", "line 1: its columns are separated by tabs: save it with commas"),
+        (
+            "Prompt,WIDTH\na,64\n",
+            "column 'Prompt': is no column of a request, nor used by --name: write 'prompt'\nline 1, column 'WIDTH'",
+        ),
         ("prompt,width\na,64\nb,0\n", "line 3, column 'width': Input should be greater than or equal to 64"),
         ("prompt,width\na,wide\n", "line 2, column 'width'"),
         ("prompt\na\nb,c\n", "line 3: has 2 cells and the header 1"),
