@@ -43,5 +43,6 @@ class Invalid(ApiError):
     """Fields are wrong; nothing was submitted."""
 
     def __init__(self, faults: Sequence[Fault]) -> None:
-        super().__init__(f"{len(faults)} fields are wrong: nothing was submitted")
+        count = "1 field is" if len(faults) == 1 else f"{len(faults)} fields are"
+        super().__init__(f"{count} wrong: nothing was submitted")
         self.faults = list(faults)

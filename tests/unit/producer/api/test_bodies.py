@@ -81,6 +81,13 @@ def test_wrong_lines_are_named_together_and_nothing_is_yielded_after_the_first()
     assert len(yielded) < 3
 
 
+def test_one_wrong_field_is_said_in_the_singular() -> None:
+    with pytest.raises(Invalid, match=r"^1 field is wrong: nothing was submitted$"):
+        bodies.validated(Submission, {"prompt": "a", "width": 0})
+    with pytest.raises(Invalid, match=r"^2 fields are wrong: nothing was submitted$"):
+        bodies.validated(Submission, {"prompt": "a", "width": 0, "steps": 0})
+
+
 def test_no_more_than_twenty_faults_are_told() -> None:
     with pytest.raises(Invalid) as refused:
         list(bodies.submissions(lines(*[{"prompt": "a", "width": 1, "height": 1}] * 500)))
