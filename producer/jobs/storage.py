@@ -1,22 +1,26 @@
-"""The bucket: object keys, put, get and presigned links.
+"""The bucket: object keys, put, get, list, delete and presigned links.
 
 A key holds batch, job and claim, so no two claims ever write the same object, and a claim that lost its lease can
 leave at most an object that no row points to. No correctness is built on conditional PUT: S3-compatible servers
 differ there.
 """
 
-from collections.abc import Iterator
+from base64 import b64encode
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, cast
+from hashlib import md5
+from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
 import boto3
 from botocore.client import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.handlers import add_expect_header
+from urllib3.exceptions import HTTPError
 
 from pipeline.request import ImageFormat
 from producer.jobs.errors import NotFound, SettingsError, Unavailable
+from producer.jobs.s3_clock import ServerClock
 from producer.jobs.settings import Settings
 
 if TYPE_CHECKING:
@@ -25,17 +29,28 @@ if TYPE_CHECKING:
     from mypy_boto3_s3.type_defs import CreateBucketConfigurationTypeDef
 
 DEFAULT_REGION = "us-east-1"
+IMAGES = "images/"
+CHECKPOINTS = "checkpoints/"
+PAGE = 1000
+"""Keys that S3 lists or deletes at once, at most."""
 MOST_CONNECTIONS = 80
 """As many as a worker may have threads: images that share steps end, and are uploaded, together."""
 NO_SUCH_BUCKET = 404
 PASSING = frozenset({408, 429})
 """Statuses below 500 that say: not now."""
+TELLS_THE_END = frozenset({"content-length", "transfer-encoding"})
+"""Without one of these headers, a connection that breaks looks like the end of the object."""
 CREATED_MEANWHILE = frozenset({"BucketAlreadyOwnedByYou", "BucketAlreadyExists"})
 
 
 def object_key(batch_id: UUID | None, job_id: UUID, claim: int, image_format: ImageFormat) -> str:
     """``images/<batch or 'single'>/<job>/<claim>.<suffix>``."""
-    return f"images/{batch_id or 'single'}/{job_id}/{claim}.{image_format.suffix}"
+    return f"{IMAGES}{batch_id or 'single'}/{job_id}/{claim}.{image_format.suffix}"
+
+
+def checkpoint_key(job_id: UUID, claim: int, step: int) -> str:
+    """``checkpoints/<job>/<claim>-<step>.safetensors``: an image that was drawn as far as this step."""
+    return f"{CHECKPOINTS}{job_id}/{claim}-{step}.safetensors"
 
 
 class Storage:
@@ -45,9 +60,10 @@ class Storage:
         self.bucket = settings.s3_bucket
         self._presign_s = settings.presign_s
         self._endpoint_url = settings.require("s3_endpoint_url")
-        self._client = _client(settings, self._endpoint_url)
+        clock = ServerClock()
+        self._client = _client(settings, self._endpoint_url, clock)
         public = settings.s3_public_endpoint_url
-        self._public = _client(settings, public) if public else self._client
+        self._public = _client(settings, public, clock) if public else self._client
 
     def close(self) -> None:
         self._client.close()
@@ -104,17 +120,57 @@ class Storage:
         )
 
     def put(self, key: str, body: bytes, media_type: str) -> None:
-        """Write one object. Raises: Unavailable, whatever the cause: the caller keeps ``body`` and tries again."""
+        """Write one object, all or nothing: the server compares ``body`` with its checksum.
+
+        Raises:
+            Unavailable: whatever the cause; the caller keeps ``body`` and tries again.
+        """
         with self._reaching():
-            self._client.put_object(Bucket=self.bucket, Key=key, Body=body, ContentType=media_type)
+            answer = self._client.put_object(
+                Bucket=self.bucket, Key=key, Body=body, ContentType=media_type, ContentMD5=_content_md5(body)
+            )
+        if "ETag" not in answer:
+            raise Unavailable("S3", "half an answer on PutObject")
 
     def get(self, key: str) -> bytes:
-        """Read one object. Raises: NotFound, Unavailable."""
+        """Read one object, all or nothing. Raises: NotFound, Unavailable."""
         with self._reaching():
             try:
-                return self._client.get_object(Bucket=self.bucket, Key=key)["Body"].read()
+                answer = self._client.get_object(Bucket=self.bucket, Key=key)
             except self._client.exceptions.NoSuchKey:
                 raise NotFound("object", key) from None
+            if not answer["ResponseMetadata"]["HTTPHeaders"].keys() & TELLS_THE_END:
+                raise Unavailable("S3", "half an answer on GetObject")
+            return answer["Body"].read()
+
+    def pages(self, prefix: str) -> Iterator[list[str]]:
+        """The keys that begin so, in order, up to 1,000 a page (and none empty), each asked for when it is wanted.
+
+        Raises:
+            Unavailable: while a page is fetched.
+        """
+        pages = self._client.get_paginator("list_objects_v2").paginate(
+            Bucket=self.bucket, Prefix=prefix, PaginationConfig={"PageSize": PAGE}
+        )
+        with self._reaching():
+            for page in pages:
+                if "Contents" in page:
+                    yield [found["Key"] for found in page["Contents"]]
+
+    def delete(self, keys: Sequence[str]) -> None:
+        """Remove up to 1,000 objects; one that is not there is no error.
+
+        Raises:
+            Unavailable: not all of them could be removed, whatever the cause; asking again does no harm.
+        """
+        if not keys:  # which S3 does not take
+            return
+        with self._reaching():
+            answer = self._client.delete_objects(
+                Bucket=self.bucket, Delete={"Objects": [{"Key": key} for key in keys], "Quiet": True}
+            )
+        for left in answer.get("Errors", []):
+            raise Unavailable("S3", f"{left.get('Code', '?')} on DeleteObjects of {left.get('Key', '?')}")
 
     def link(self, key: str, file_name: str) -> str:
         """A presigned URL to the object, valid for ``presign_s`` seconds; a browser saves it as ``file_name``.
@@ -138,7 +194,7 @@ class Storage:
             yield
         except ClientError as error:
             raise Unavailable("S3", _reason(error)) from error
-        except BotoCoreError as error:
+        except (BotoCoreError, HTTPError) as error:  # not all of urllib3's are translated while a body is read
             raise Unavailable("S3", str(error)) from error
 
 
@@ -154,7 +210,16 @@ def _status(error: ClientError) -> int:
     return error.response["ResponseMetadata"]["HTTPStatusCode"]
 
 
-def _client(settings: Settings, endpoint_url: str) -> "S3Client":
+def _content_md5(body: bytes) -> str:
+    return b64encode(md5(body, usedforsecurity=False).digest()).decode()
+
+
+def _add_content_md5(params: dict[str, Any], **_event: Any) -> None:
+    """botocore sends a CRC32 with a deletion; some S3-compatible servers still ask for what came before it."""
+    params["headers"]["Content-MD5"] = _content_md5(params["body"])
+
+
+def _client(settings: Settings, endpoint_url: str, clock: ServerClock) -> "S3Client":
     access, secret = settings.s3_access_key_id, settings.s3_secret_access_key
     client: S3Client = boto3.session.Session().client(
         "s3",
@@ -175,4 +240,6 @@ def _client(settings: Settings, endpoint_url: str) -> "S3Client":
     )
     # An image is small: asking the server's leave first (Expect: 100-continue) costs a round trip and up to a second.
     client.meta.events.unregister("before-call.s3", add_expect_header)
+    client.meta.events.register("before-call.s3.DeleteObjects", _add_content_md5)
+    clock.attach(client)
     return client
