@@ -58,6 +58,14 @@ def _says_something(prompt: str) -> str:
     return prompt
 
 
+def _no_truth_value(value: object) -> object:
+    """pydantic takes true for 1."""
+    if isinstance(value, bool):
+        raise ValueError("must be a number, not true or false")
+    return value
+
+
+Number = BeforeValidator(_no_truth_value)
 Text = Annotated[str, StringConstraints(max_length=PROMPT_MAX_CHARACTERS), BeforeValidator(_drawable_text)]
 
 
@@ -73,18 +81,20 @@ class ImageRequest(BaseModel):
         description="What to draw. Put words to be rendered in quotes."
     )
     negative_prompt: Text = Field(default="", description="What to keep away from; used when guidance is above 1.")
-    width: int = Field(default=1024, ge=SIDE_MIN_PX, le=SIDE_MAX_PX, description="Pixels.")
-    height: int = Field(default=1024, ge=SIDE_MIN_PX, le=SIDE_MAX_PX, description="Pixels.")
-    steps: int = Field(default=50, ge=1, le=STEPS_MAX, description="Denoising steps.")
-    guidance: float = Field(
+    width: Annotated[int, Number] = Field(default=1024, ge=SIDE_MIN_PX, le=SIDE_MAX_PX, description="Pixels.")
+    height: Annotated[int, Number] = Field(default=1024, ge=SIDE_MIN_PX, le=SIDE_MAX_PX, description="Pixels.")
+    steps: Annotated[int, Number] = Field(default=50, ge=1, le=STEPS_MAX, description="Denoising steps.")
+    guidance: Annotated[float, Number] = Field(
         default=5.0,
         ge=0,
         le=GUIDANCE_MAX,
         description="Classifier-free guidance; at or below 1 one branch is drawn.",
     )
-    seed: int | None = Field(default=None, ge=0, le=SEED_MAX, description="Given at submission if absent.")
+    seed: Annotated[int, Number] | None = Field(
+        default=None, ge=0, le=SEED_MAX, description="Given at submission if absent."
+    )
     format: ImageFormat = Field(default=ImageFormat.PNG)
-    quality: int = Field(default=90, ge=1, le=100, description="For jpeg and webp; png is lossless.")
+    quality: Annotated[int, Number] = Field(default=90, ge=1, le=100, description="For jpeg and webp; png is lossless.")
 
     @property
     def guided(self) -> bool:
@@ -95,6 +105,12 @@ class ImageRequest(BaseModel):
     def drawn_size(self) -> tuple[int, int]:
         """(width, height) in pixels that is really drawn: the next multiples of 16, centre-cropped afterwards."""
         return _next_multiple(self.width), _next_multiple(self.height)
+
+    @property
+    def work(self) -> float:
+        """What drawing it takes, in megapixel-steps: drawn pixels times steps times branches, in millions."""
+        width_px, height_px = self.drawn_size
+        return width_px * height_px * self.steps * (2 if self.guided else 1) / 1e6
 
     def seeded(self) -> "ImageRequest":
         """This request with a seed: its own, or one drawn now, so that a retry draws the same picture."""

@@ -6,11 +6,12 @@
         for job in farm.batch_jobs(batch):
             Path(job.file_name).write_bytes(farm.download(job))
 
-Reading is repeated a few times when the farm is away for a moment. Submitting and cancelling are repeated only while
-no connection could be made at all, so nothing is ever submitted twice by this client's own doing.
+Everything is asked again a few times when the farm is away for a moment or the connection is lost. Submissions carry an
+idempotency key, by which the farm knows what it has already: nothing is submitted twice. Reading, cancelling and
+weighing do nothing twice by themselves.
 
 ClientError
-├── Unreachable    nobody answers, or the answer broke off: .url
+├── Unreachable    nobody answers, or the answer broke off: .url, .heard
 ├── ServerError    the farm answers that it cannot now (5xx): .problem, .retry_after_s
 ├── Refused        the farm refuses what was asked (4xx): .problem names the fields
 │   └── NotFound   there is no such job, batch or image
@@ -20,25 +21,33 @@ ClientError
 
 import hashlib
 import json
+import random
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from types import TracebackType
-from typing import Any, Self, TypeVar
-from uuid import UUID
+from typing import IO, Any, Self, TypeVar
+from urllib.parse import quote
+from uuid import UUID, uuid4
 
 import httpx
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.request import ImageRequest
 
-ATTEMPTS = 4
+ATTEMPTS = 5
 FIRST_WAIT_S = 0.25
 LONGEST_WAIT_S = 8.0
+"""A farm that wants to be asked later than that is not waited for."""
 SUBMISSION_TIMEOUT_S = 900.0
 """A file of 200,000 rows is answered once all of them are in the table."""
 PIECE_BYTES = 65_536
+SPOOL_BYTES = 8 * 2**20
+"""Of a batch on its way; what is beyond lies in a temporary file."""
 RETRIED_STATUSES = frozenset({429, 502, 503, 504})
+UNHEARD_ERRORS = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol)
+RETRIED_ERRORS = (httpx.TimeoutException, httpx.NetworkError, httpx.ProxyError, httpx.RemoteProtocolError)
 TERMINAL = frozenset({"succeeded", "failed", "cancelled"})
 
 
@@ -79,6 +88,7 @@ class Job(_Answer):
     """A job as the farm said it was at that moment."""
 
     id: UUID
+    tenant: str
     batch_id: UUID | None
     position: int
     name: str | None
@@ -115,12 +125,21 @@ class Batch(_Answer):
     """A batch, counted by state."""
 
     id: UUID
+    tenant: str
     name: str
+    weight: float
     created_at: datetime
     jobs: int
     counts: dict[str, int]
     finished: int
     done: bool
+
+
+class Tenant(_Answer):
+    """Somebody whose jobs share the farm with others' by weight."""
+
+    name: str
+    weight: float
 
 
 class Worker(_Answer):
@@ -162,16 +181,25 @@ class _BatchList(_Answer):
     batches: list[Batch]
 
 
+class _TenantList(_Answer):
+    tenants: list[Tenant]
+
+
 class ClientError(Exception):
     """Root of all errors of this client."""
 
 
 class Unreachable(ClientError):
-    """Nobody answers at ``url``, or the answer broke off. What was being submitted may or may not be there."""
+    """Nobody answers at ``url``, or the answer broke off.
 
-    def __init__(self, url: str, reason: str) -> None:
+    ``heard`` says whether the farm may have got what was asked. What was being submitted may then be there: submitting
+    it again with the same key finds out, and does no more.
+    """
+
+    def __init__(self, url: str, reason: str, *, heard: bool = True) -> None:
         super().__init__(f"{url}: {reason}")
         self.url = url
+        self.heard = heard
 
 
 class _Answered(ClientError):
@@ -236,29 +264,61 @@ class Client:
     def close(self) -> None:
         self._http.close()
 
-    def submit(self, request: Request, **more: Any) -> Job:
-        """Submit one job; ``more`` are further fields, as ``name`` and ``priority``. Raises: ClientError."""
-        body = json.dumps(_fields(request) | more).encode()
-        return self._asked(Job, "POST", "jobs", content=body, headers={"Content-Type": "application/json"})
+    def submit(self, request: Request, *, tenant: str | None = None, key: str | None = None, **more: Any) -> Job:
+        """Submit one job; ``more`` are further fields, as ``name`` and ``priority``.
 
-    def submit_batch(self, name: str, requests: Iterable[Request]) -> Batch:
+        Args:
+            tenant: whose job it is; None: the farm's default tenant.
+            key: what the farm knows this submission by. With the key of an earlier call, and the same request, the
+                answer is that call's job and nothing is submitted. None: a new one.
+
+        Raises:
+            Refused: fields are wrong, or the key came before with another request.
+            ClientError
+        """
+        return self._asked(
+            Job,
+            "POST",
+            "jobs",
+            params=_given(tenant=tenant),
+            headers=_headers("application/json", key),
+            content=json.dumps(_fields(request) | more).encode(),
+        )
+
+    def submit_batch(
+        self,
+        name: str,
+        requests: Iterable[Request],
+        *,
+        tenant: str | None = None,
+        weight: float | None = None,
+        key: str | None = None,
+    ) -> Batch:
         """Submit a batch of any length: all or nothing. ``requests`` is read once, in constant memory.
 
         What ``requests`` itself raises passes on, and nothing is submitted.
 
+        Args:
+            tenant: whose batch it is; None: the farm's default tenant.
+            weight: of its share beside the tenant's other batches, 0.01 to 100; None: 1.
+            key: as for ``submit``.
+
         Raises:
-            Refused: lines are wrong: ``problem.errors`` names each line (from 1) and field.
+            Refused: lines are wrong: ``problem.errors`` names each line (from 1) and field. Or the key came before
+                with other lines, another name or weight.
             ClientError
         """
-        return self._asked(
-            Batch,
-            "POST",
-            "batches",
-            params={"name": name},
-            headers={"Content-Type": "application/x-ndjson"},
-            content=_lines(requests),
-            timeout=httpx.Timeout(self._timeout_s, read=max(self._timeout_s, SUBMISSION_TIMEOUT_S)),
-        )
+        with tempfile.SpooledTemporaryFile(SPOOL_BYTES) as spool:
+            spool.writelines(_lines(requests))
+            return self._asked(
+                Batch,
+                "POST",
+                "batches",
+                params=_given(name=name, tenant=tenant, weight=weight),
+                headers=_headers("application/x-ndjson", key),
+                content=_Pieces(spool),
+                timeout=httpx.Timeout(self._timeout_s, read=max(self._timeout_s, SUBMISSION_TIMEOUT_S)),
+            )
 
     def job(self, job: Job | UUID | str) -> Job:
         """The job as it is now. Raises: NotFound, ClientError."""
@@ -287,6 +347,16 @@ class Client:
     def cancel_batch(self, batch: Batch | UUID | str) -> Batch:
         """Cancel all of a batch that has not ended; images that are there stay. Raises: NotFound, ClientError."""
         return self._asked(Batch, "POST", f"batches/{_id(batch)}/cancel")
+
+    def tenants(self) -> list[Tenant]:
+        """Those that were given a weight; all others have 1. Raises: ClientError."""
+        return self._asked(_TenantList, "GET", "tenants").tenants
+
+    def weigh_tenant(self, name: str, weight: float) -> Tenant:
+        """Give a tenant its share beside others, 0.01 to 100. Raises: Refused, ClientError."""
+        body = json.dumps({"weight": weight}).encode()
+        headers = {"Content-Type": "application/json"}
+        return self._asked(Tenant, "PUT", f"tenants/{quote(name, safe='')}", content=body, headers=headers)
 
     def farm(self) -> Farm:
         """Counts, backlog and workers. Raises: ClientError."""
@@ -349,32 +419,30 @@ class Client:
             ) from None
 
     def _answer(self, method: str, path: str, **options: Any) -> httpx.Response:
-        """A successful answer; tried again, with growing waits, where trying again cannot do anything twice."""
+        """A successful answer; asked again, with growing waits, where that may help."""
+        heard = False
         for attempt in range(1, ATTEMPTS + 1):
+            wait_s = _backoff_s(attempt)
             try:
                 response = self._http.request(method, path, **options)
             except httpx.HTTPError as error:
-                if attempt == ATTEMPTS or not _may_repeat(method, error):
-                    raise Unreachable(self.base_url, str(error) or type(error).__name__) from error
-                wait_s = _backoff_s(attempt)
+                heard = heard or not isinstance(error, UNHEARD_ERRORS)
+                if attempt == ATTEMPTS or not isinstance(error, RETRIED_ERRORS):
+                    raise Unreachable(self.base_url, str(error) or type(error).__name__, heard=heard) from error
             else:
+                heard = True
                 if response.is_success:
                     return response
-                if attempt == ATTEMPTS or method != "GET" or response.status_code not in RETRIED_STATUSES:
+                wait_s += _retry_after_s(response) or 0
+                if attempt == ATTEMPTS or response.status_code not in RETRIED_STATUSES or wait_s > LONGEST_WAIT_S:
                     raise _error_of(response)
-                wait_s = min(_retry_after_s(response) or _backoff_s(attempt), LONGEST_WAIT_S)
             time.sleep(wait_s)
         raise AssertionError("the last attempt returns or raises")
 
 
-def _may_repeat(method: str, error: httpx.HTTPError) -> bool:
-    """Anything may be asked again when no connection was made: then nothing was said."""
-    unsaid = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
-    return unsaid or (method == "GET" and isinstance(error, httpx.TransportError))
-
-
 def _backoff_s(attempt: int) -> float:
-    return float(FIRST_WAIT_S * 2 ** (attempt - 1))
+    """From half of it to all of it, so that clients that were cut off together do not come back together."""
+    return float(FIRST_WAIT_S * 2 ** (attempt - 1)) * random.uniform(0.5, 1)
 
 
 def _retry_after_s(response: httpx.Response) -> float | None:
@@ -407,6 +475,27 @@ def _fields(request: Request) -> dict[str, Any]:
     if isinstance(request, ImageRequest):
         return request.model_dump(mode="json", exclude_none=True)
     return dict(request)
+
+
+def _given(**parameters: str | float | None) -> dict[str, str | float]:
+    return {name: value for name, value in parameters.items() if value is not None}
+
+
+def _headers(content_type: str, key: str | None) -> dict[bytes, bytes]:
+    """As bytes: a key that is no ASCII is the farm's to refuse, in its words."""
+    return {b"Content-Type": content_type.encode(), b"Idempotency-Key": (str(uuid4()) if key is None else key).encode()}
+
+
+class _Pieces:
+    """A body that can be sent again: from its beginning, each time it is iterated."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+
+    def __iter__(self) -> Iterator[bytes]:
+        self._file.seek(0)
+        while piece := self._file.read(PIECE_BYTES):
+            yield piece
 
 
 def _lines(requests: Iterable[Request]) -> Iterator[bytes]:

@@ -71,6 +71,12 @@ class BatchList(BaseModel):
     batches: list[Batch]
 
 
+class TenantList(BaseModel):
+    """Tenants that were given a weight, by name; all others have 1."""
+
+    tenants: list[contract.Tenant]
+
+
 class ClaimRecord(BaseModel):
     """One worker's taking of a job: when, where, and how it ended."""
 

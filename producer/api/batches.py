@@ -1,6 +1,8 @@
 """The paths of batches: submit many jobs at once, all or none, and read them back in order."""
 
-from typing import IO, Annotated
+from collections.abc import Callable
+from functools import partial
+from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Request, Response
@@ -23,10 +25,11 @@ from producer.api.bodies import (
 from producer.api.documents import body_of, problems
 from producer.api.errors import Fault, Invalid
 from producer.api.jobs import Limit
+from producer.api.parameters import Fingerprint, Key, Tenant, Weight
 from producer.api.problems import faults_of
-from producer.api.services import Here, Services
+from producer.api.services import Here
 from producer.jobs import contract
-from producer.jobs.contract import State
+from producer.jobs.contract import DEFAULT_TENANT, State
 
 POSITION_MAX = 2**31 - 1
 
@@ -44,31 +47,37 @@ async def submit(
     here: Here,
     response: Response,
     name: Annotated[str | None, Query(description="Of the batch; for application/x-ndjson alone.")] = None,
+    tenant: Tenant = DEFAULT_TENANT,
+    weight: Weight = 1.0,
+    key: Key = None,
 ) -> Batch:
     """Submit a batch: all of its jobs, or none.
 
     ``application/json`` holds the name and up to 10,000 jobs. ``application/x-ndjson`` holds one job a line, as many
     as there are, and is never held in memory; its name stands in the query.
+
+    When this answers, no job of it can be lost. Asking again with the same ``Idempotency-Key`` is safe.
     """
+    fingerprint = Fingerprint(request, name=name, weight=weight)
+    hand_in = partial(here.store.submit_batch, max_failures=here.settings.max_failures, tenant=tenant, weight=weight)
     if media_type(request, JSON, NDJSON) == JSON:
         body = await read(request, BATCH_MAX_BYTES)
-        batch = await run_in_threadpool(_submit_document, here, body)
+        fingerprint.add(body)
+        batch = await run_in_threadpool(_submit_document, hand_in, body, fingerprint.with_key(key))
     else:
         title = _checked_name(name)
         with spooled() as file:
-            await spool(request, file)
-            batch = await run_in_threadpool(_submit_lines, here, title, file)
+            await spool(request, file, fingerprint.add)
+            batch = await run_in_threadpool(hand_in, title, submissions(file), key=fingerprint.with_key(key))
     response.headers["Location"] = f"{PREFIX}/batches/{batch.id}"
     return Batch.from_contract(batch)
 
 
-def _submit_document(here: Services, body: bytes) -> contract.Batch:
-    handed_in = parse_batch(body)
-    return here.store.submit_batch(handed_in.name, handed_in.jobs, max_failures=here.settings.max_failures)
-
-
-def _submit_lines(here: Services, name: str, file: IO[bytes]) -> contract.Batch:
-    return here.store.submit_batch(name, submissions(file), max_failures=here.settings.max_failures)
+def _submit_document(
+    hand_in: Callable[..., contract.Batch], body: bytes, key: contract.SubmissionKey | None
+) -> contract.Batch:
+    document = parse_batch(body)
+    return hand_in(document.name, document.jobs, key=key)
 
 
 def _checked_name(name: str | None) -> str:

@@ -6,7 +6,7 @@ words for what is wrong are the same everywhere. Invariant: what is not wholly v
 
 import json
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import IO, Annotated, Any, TypeVar
 from unicodedata import category
 
@@ -15,6 +15,7 @@ from fastapi.concurrency import run_in_threadpool
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from producer.api.errors import Fault, Invalid, Malformed, TooLarge, WrongMediaType
+from producer.api.parameters import WEIGHT_MAX, WEIGHT_MIN
 from producer.api.problems import faults_of
 from producer.jobs.contract import Submission
 
@@ -50,6 +51,16 @@ class BatchSubmission(BaseModel):
     jobs: list[Submission] = Field(min_length=1, max_length=BATCH_MAX_JOBS)
 
 
+class TenantWeight(BaseModel):
+    """What a tenant is changed to."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    weight: float = Field(
+        ge=WEIGHT_MIN, le=WEIGHT_MAX, allow_inf_nan=False, description="Of its share of the farm beside other tenants."
+    )
+
+
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -62,10 +73,10 @@ def media_type(request: Request, *understood: str) -> str:
     return found
 
 
-async def read_submission(request: Request) -> Submission:
-    """A dependency: the one job in the body. Raises: WrongMediaType, TooLarge, Malformed, Invalid."""
+async def read_document(request: Request) -> bytes:
+    """A dependency: a small JSON document, not parsed yet. Raises: WrongMediaType, TooLarge."""
     media_type(request, JSON)
-    return validated(Submission, parse(await read(request, JOB_MAX_BYTES)))
+    return await read(request, JOB_MAX_BYTES)
 
 
 async def read(request: Request, limit_bytes: int) -> bytes:
@@ -73,9 +84,16 @@ async def read(request: Request, limit_bytes: int) -> bytes:
     return b"".join([chunk async for chunk in _chunks(request, limit_bytes)])
 
 
-async def spool(request: Request, file: IO[bytes], limit_bytes: int = LINES_MAX_BYTES) -> None:
-    """Write the body to ``file``, however large, in constant memory, and rewind it. Raises: TooLarge."""
+async def spool(
+    request: Request, file: IO[bytes], seen: Callable[[bytes], None], limit_bytes: int = LINES_MAX_BYTES
+) -> None:
+    """Write the body to ``file``, however large, in constant memory, and rewind it. ``seen`` is shown each piece.
+
+    Raises:
+        TooLarge
+    """
     async for chunk in _chunks(request, limit_bytes):
+        seen(chunk)
         await run_in_threadpool(file.write, chunk)
     file.seek(0)
 

@@ -5,7 +5,7 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 
-from producer.api.bodies import NDJSON, BatchSubmission
+from producer.api.bodies import NDJSON, BatchSubmission, TenantWeight
 from producer.api.problems import MEDIA_TYPE, Problem
 from producer.jobs.contract import Submission
 
@@ -44,7 +44,12 @@ def complete(app: FastAPI) -> None:
         if app.openapi_schema is None:
             document = plain()
             _, extra = models_json_schema(
-                [(Submission, "validation"), (BatchSubmission, "validation"), (Problem, "serialization")],
+                [
+                    (Submission, "validation"),
+                    (BatchSubmission, "validation"),
+                    (TenantWeight, "validation"),
+                    (Problem, "serialization"),
+                ],
                 ref_template=REF,
             )
             document.setdefault("components", {}).setdefault("schemas", {}).update(extra["$defs"])

@@ -3,14 +3,15 @@
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Query, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from starlette.responses import RedirectResponse
 
 from producer.api.answers import PREFIX, ClaimRecord, History, Job, JobPage
-from producer.api.bodies import JSON, read_submission
+from producer.api.bodies import JSON, parse, read_document, validated
 from producer.api.documents import body_of, problems
+from producer.api.parameters import Fingerprint, Key, Tenant
 from producer.api.services import Here
-from producer.jobs.contract import State, Submission
+from producer.jobs.contract import DEFAULT_TENANT, State, Submission
 from producer.jobs.errors import NotReady
 
 PAGE_MAX = 1000
@@ -22,9 +23,26 @@ Limit = Annotated[int, Query(ge=1, le=PAGE_MAX, description="Jobs a page.")]
 
 
 @router.post("", status_code=201, openapi_extra=body_of({JSON: "Submission"}), responses=problems(400, 413, 415, 422))
-def submit(submission: Annotated[Submission, Depends(read_submission)], here: Here, response: Response) -> Job:
-    """Submit one job. When this answers, the job cannot be lost."""
-    job = here.store.submit(submission, max_failures=here.settings.max_failures)
+def submit(
+    request: Request,
+    body: Annotated[bytes, Depends(read_document)],
+    here: Here,
+    response: Response,
+    tenant: Tenant = DEFAULT_TENANT,
+    key: Key = None,
+) -> Job:
+    """Submit one job. When this answers, the job cannot be lost.
+
+    Asking again with the same ``Idempotency-Key`` is safe.
+    """
+    fingerprint = Fingerprint(request)
+    fingerprint.add(body)
+    job = here.store.submit(
+        validated(Submission, parse(body)),
+        max_failures=here.settings.max_failures,
+        tenant=tenant,
+        key=fingerprint.with_key(key),
+    )
     response.headers["Location"] = f"{PREFIX}/jobs/{job.id}"
     return Job.of(job)
 

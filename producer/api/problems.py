@@ -1,6 +1,7 @@
 """Every error as an RFC 9457 problem document. The one place that maps error classes to answers.
 
-No answer repeats what a caller sent, except names of fields, and those only as text that surely encodes.
+No answer repeats what a caller sent, except names of fields and an idempotency key, and those only as text that surely
+encodes.
 """
 
 import logging
@@ -17,7 +18,8 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 
 from producer.api.errors import ApiError, Fault, Invalid, Malformed, TooLarge, WrongMediaType
-from producer.jobs.errors import FarmError, IllegalTransition, NotFound, NotReady, Unavailable
+from producer.api.parameters import IDEMPOTENCY_KEY
+from producer.jobs.errors import FarmError, IllegalTransition, KeyReused, NotFound, NotReady, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +45,7 @@ KINDS: dict[type[Exception], Kind] = {
     TooLarge: Kind(413, "too-large", "The body is too large"),
     WrongMediaType: Kind(415, "wrong-media-type", "The Content-Type is not understood here"),
     Invalid: INVALID,
+    KeyReused: Kind(422, "key-reused", "The idempotency key stands for another submission"),
     NotFound: Kind(404, "not-found", "There is no such thing"),
     NotReady: Kind(409, "not-ready", "The job has no image"),
     IllegalTransition: Kind(409, "illegal-transition", "The job's state does not allow this"),
@@ -115,9 +118,15 @@ def _of_known(request: Request, error: Exception) -> Response:
     kind = next((KINDS[cls] for cls in type(error).__mro__ if cls in KINDS), INTERNAL)
     if kind is INTERNAL:
         log.error("%s %s: %s", request.method, request.url.path, error)
-    members = {"errors": getattr(error, "faults", None), "state": getattr(error, "state", None)}
+    members = {"errors": _faults_in(error), "state": getattr(error, "state", None)}
     headers = {"Retry-After": str(RETRY_AFTER_S)} if kind.status == 503 else None
     return Problem.of(kind, request, str(error), **members).answer(headers)
+
+
+def _faults_in(error: Exception) -> list[Fault] | None:
+    if isinstance(error, KeyReused):
+        return [Fault(field=IDEMPOTENCY_KEY, message="was used for another submission")]
+    return error.faults if isinstance(error, Invalid) else None
 
 
 def _of_parameters(request: Request, error: Exception) -> Response:

@@ -21,7 +21,7 @@ from rich.console import Console
 
 from pipeline.errors import PipelineError
 from producer.cli import farm, jobs, roles
-from producer.client import ClientError, NotFound, Unreachable
+from producer.client import ClientError, NotFound, ServerError, Unreachable
 from producer.jobs.errors import FarmError, Unavailable
 from producer.jobs.settings import told
 
@@ -69,4 +69,4 @@ def main() -> NoReturn:
 def _exit_code(error: Exception) -> int:
     if isinstance(error, NotFound):
         return EXIT_NOT_FOUND
-    return EXIT_UNREACHABLE if isinstance(error, Unreachable | Unavailable) else EXIT_BAD_INPUT
+    return EXIT_UNREACHABLE if isinstance(error, Unreachable | ServerError | Unavailable) else EXIT_BAD_INPUT

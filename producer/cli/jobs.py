@@ -1,13 +1,14 @@
 """The commands of those who want images: submit, status, wait, results. They speak HTTP to the farm."""
 
 import contextlib
+import functools
 import json
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Annotated, Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import typer
 from pydantic import BaseModel, ValidationError
@@ -17,8 +18,8 @@ from rich.table import Table
 from pipeline.request import ImageFormat
 from producer.cli.download import download
 from producer.cli.progress import BatchProgress
-from producer.client import Batch, Client, Farm, Job, NotFound
-from producer.jobs.contract import Priority, Submission
+from producer.client import Batch, Client, Farm, Job, NotFound, Refused, ServerError, Unreachable, Worker
+from producer.jobs.contract import DEFAULT_TENANT, Priority, Submission
 from producer.jobs.errors import SettingsError
 from producer.jobs.settings import load_settings
 from producer.manifest import ManifestError, ManifestKind, accept, read
@@ -48,6 +49,11 @@ def submit(
     format: Annotated[ImageFormat | None, typer.Option(help="Of the image file.")] = None,
     quality: Annotated[int | None, typer.Option(help="Of jpeg and webp, 1 to 100.")] = None,
     priority: Annotated[Priority | None, typer.Option(help="Who goes first.")] = None,
+    tenant: Annotated[str | None, typer.Option(help="Whose jobs they are: tenants share the farm.")] = None,
+    weight: Annotated[
+        float | None, typer.Option(help="Of a batch, beside the tenant's others: 0.01 to 100; default: 1.")
+    ] = None,
+    key: Annotated[str | None, typer.Option(help="Idempotency key: the same again submits nothing twice.")] = None,
     partial: Annotated[bool, typer.Option("--partial", help="Submit the good rows though others are bad.")] = False,
     wait_: Annotated[bool, typer.Option("--wait", help="Wait until all is drawn.")] = False,
     as_json: AsJson = False,
@@ -55,6 +61,9 @@ def submit(
     """Submit one prompt, or a manifest with one image a row. The options are defaults for all rows."""
     if (prompt is None) == (file is None):
         raise SettingsError("give either a prompt or --file")
+    if file is None and weight is not None:
+        raise SettingsError("--weight is a batch's: give --file")
+    key = key or str(uuid4())
     given = {
         "negative_prompt": negative_prompt,
         "width": width,
@@ -68,10 +77,13 @@ def submit(
     }
     defaults = {field: value for field, value in given.items() if value is not None}
     with _client() as client:
-        if file is None:
-            submitted: Job | Batch = client.submit(_checked({"prompt": prompt, "name": name, **defaults}))
-        else:
-            submitted = _submit_manifest(client, file, kind, name, batch_name, defaults, partial)
+        with _telling_the_key(key):
+            if file is None:
+                values = _checked({"prompt": prompt, "name": name, **defaults})
+                submitted: Job | Batch = client.submit(values, tenant=tenant, key=key)
+            else:
+                hand_in = functools.partial(client.submit_batch, tenant=tenant, weight=weight, key=key)
+                submitted = _submit_manifest(hand_in, file, kind, name, batch_name, defaults, partial)
         if not wait_:
             _say_submitted(submitted, as_json)
             return 0
@@ -98,14 +110,14 @@ def wait(id: Annotated[UUID, typer.Argument(help="A job or a batch.")], as_json:
 
 
 def cancel(id: Annotated[UUID, typer.Argument(help="A job or a batch.")], as_json: AsJson = False) -> None:
-    """Cancel a job, or all of a batch that has not ended; images that are there stay."""
+    """Cancel a job, or all of a batch that has not ended; images that are there stay. What has ended stays as it is."""
     with _client() as client:
         found = _find(client, id)
-        cancelled: Job | Batch = client.cancel_batch(found) if isinstance(found, Batch) else client.cancel(found)
+        cancelled = _cancelled(client, found)
     if as_json:
         _print_json(cancelled)
     else:
-        console.print(_line(cancelled), markup=False)
+        console.print(_line(cancelled) + ("; nothing was left to cancel" if found.done else ""), markup=False)
 
 
 def results(
@@ -132,6 +144,29 @@ def downloaded(images: int, of: int, to: Path) -> str:
     return f"{images} of {of} images in {to}, with results.csv and contact-sheet.png"
 
 
+def _cancelled(client: Client, found: Job | Batch) -> Job | Batch:
+    """Cancelled as far as it had not ended: a job that ended otherwise is no error, as in a batch."""
+    if isinstance(found, Batch):
+        return client.cancel_batch(found)
+    try:
+        return client.cancel(found)
+    except Refused as refused:
+        if refused.problem.state is None:
+            raise
+        return client.job(found)
+
+
+@contextlib.contextmanager
+def _telling_the_key(key: str) -> Iterator[None]:
+    """When no answer came back, the farm may have submitted it nevertheless; the key finds out."""
+    try:
+        yield
+    except (Unreachable, ServerError) as error:
+        if not isinstance(error, Unreachable) or error.heard:
+            errors.print(f"it may be submitted: the same command with --key {key} does it no second time", markup=False)
+        raise
+
+
 def _client() -> Client:
     return Client(load_settings().base_url)
 
@@ -155,7 +190,7 @@ def _checked(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _submit_manifest(
-    client: Client,
+    hand_in: Callable[..., Batch],
     file: Path,
     kind: ManifestKind | None,
     name: str | None,
@@ -177,7 +212,7 @@ def _submit_manifest(
         if left_out.rows:
             errors.print(str(left_out), markup=False)  # beside the JSON, not in it
         spool.seek(0)
-        return client.submit_batch(batch_name or (file.stem if str(file) != "-" else "stdin"), map(json.loads, spool))
+        return hand_in(batch_name or (file.stem if str(file) != "-" else "stdin"), map(json.loads, spool))
 
 
 def _write_line(spool: IO[str], row: Submission) -> None:
@@ -248,11 +283,13 @@ def _print_json(shown: BaseModel) -> None:
 
 
 def _line(shown: Job | Batch) -> str:
+    whose = f" of tenant {shown.tenant}" if shown.tenant != DEFAULT_TENANT else ""
     if isinstance(shown, Batch):
         counts = ", ".join(f"{count} {state}" for state, count in shown.counts.items() if count)
-        return f"batch {shown.id} {shown.name!r}: {shown.finished} of {shown.jobs} ended ({counts or 'empty'})"
+        ended = f"{shown.finished} of {shown.jobs} ended ({counts or 'empty'})"
+        return f"batch {shown.id} {shown.name!r}{whose}: {ended}"
     cause = f": {shown.error_message}" if shown.error_message else ""
-    return f"job {shown.id}: {shown.state}{cause}"
+    return f"job {shown.id}{whose}: {shown.state}{cause}"
 
 
 def _farm_table(farm: Farm) -> Table:
@@ -261,10 +298,15 @@ def _farm_table(farm: Farm) -> Table:
         table.add_column(column)
     for worker in farm.workers:
         age = f"{worker.heartbeat_age_s:.0f} s ago" + ("" if worker.live else ", silent")
-        table.add_row(f"{worker.host}:{worker.pid}", worker.device, worker.model, str(len(worker.drawing)), age)
+        table.add_row(f"{worker.host}:{worker.pid}", worker.device, _model(worker), str(len(worker.drawing)), age)
     if not farm.workers:
         table.caption = "no worker: start one with `ovis-batch worker`"
     return table
+
+
+def _model(worker: Worker) -> str:
+    """With what makes its pictures others: fp8 stands in the revision, which is too long for a table."""
+    return worker.model + ("+fp8" if worker.revision.endswith("+fp8") else "")
 
 
 COMMANDS = (submit, status, wait, results, cancel)

@@ -6,7 +6,7 @@ Each part is one field, so that a page for operators can grow by adding parts.
 from dataclasses import dataclass
 from typing import Any
 
-from producer.jobs.contract import Batch, Farm, Job, State, Worker
+from producer.jobs.contract import DEFAULT_TENANT, Batch, Farm, Job, State, Worker
 from producer.jobs.store import Store
 
 BATCHES = 8
@@ -88,6 +88,11 @@ class Overview:
     def empty(self) -> bool:
         """Whether nothing was ever handed in."""
         return not any(self.farm.counts.values())
+
+    @property
+    def several_tenants(self) -> bool:
+        """Whether it must be said whose each batch is."""
+        return any(row.batch.tenant != DEFAULT_TENANT for row in self.batches)
 
     @property
     def open_jobs(self) -> int:

@@ -6,7 +6,7 @@ Knows no SQL, no Celery and no bucket.
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, NamedTuple, Self
 from uuid import UUID
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -15,6 +15,8 @@ from pipeline.request import ImageFormat, ImageRequest
 
 QUEUE = "ovis.images"
 TASK = "ovis.draw"
+DEFAULT_TENANT = "default"
+"""Whose jobs those are that name no tenant."""
 
 
 class State(StrEnum):
@@ -66,6 +68,11 @@ class Priority(StrEnum):
     def of_rank(cls, rank: int) -> "Priority":
         return list(cls)[rank]
 
+    @property
+    def share(self) -> int:
+        """Its part of the farm's work while jobs of every priority wait: 16 to 4 to 1."""
+        return (16, 4, 1)[self.rank]
+
 
 @dataclass(frozen=True)
 class Message:
@@ -77,6 +84,52 @@ class Message:
     @property
     def task_id(self) -> str:
         return f"{self.job_id}:{self.claim}"
+
+
+@dataclass(frozen=True)
+class Outgoing:
+    """A message to be published, and how urgent it is."""
+
+    message: Message
+    priority: Priority
+
+
+@dataclass(frozen=True)
+class Next(Outgoing):
+    """A message that was just put into the window: of which lane, and the work that it stands for."""
+
+    lane_id: int
+    work: float  # ImageRequest.work
+
+
+class Lane(NamedTuple):
+    """The jobs of one tenant, one batch (or none) and one priority: what the fair order chooses between.
+
+    A tuple, since thousands are made several times a second.
+    """
+
+    id: int
+    tenant: str
+    tenant_weight: float
+    batch_id: UUID | None
+    batch_weight: float
+    priority: Priority
+
+
+@dataclass(frozen=True)
+class Window:
+    """What Redis should hold, and who is there to take it."""
+
+    published: dict[Priority, int]  # messages that nobody has claimed yet
+    workers: int  # whose heartbeat is fresh
+
+
+@dataclass(frozen=True)
+class SubmissionKey:
+    """An idempotency key as a client gave it, and the SHA-256 (hex) of all that it submitted with it, and where."""
+
+    key: str
+    fingerprint: str
 
 
 @dataclass(frozen=True)
@@ -95,8 +148,11 @@ class Claim(Fence):
     batch_id: UUID | None
     priority: Priority
     suspect: bool
+    failures: int
     waiting_s: float
     request: dict[str, Any]
+    checkpoint_key: str | None  # where an earlier claim left the unfinished image
+    checkpoint_step: int  # steps done in it
 
     @property
     def message(self) -> Message:
@@ -154,6 +210,7 @@ class Job(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     id: UUID
+    tenant: str
     batch_id: UUID | None
     position: int
     name: str | None
@@ -192,7 +249,9 @@ class Batch(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     id: UUID
+    tenant: str
     name: str
+    weight: float = Field(description="Of its share beside the tenant's other batches.")
     created_at: datetime
     jobs: int
     counts: dict[State, int]
@@ -208,6 +267,15 @@ class Batch(BaseModel):
     @classmethod
     def of(cls, *, counts: dict[str, int], **row: Any) -> Self:
         return cls(counts={state: counts.get(state.value, 0) for state in State}, **row)
+
+
+class Tenant(BaseModel):
+    """Somebody whose jobs share the farm with others' by weight."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    weight: float
 
 
 class Worker(BaseModel):

@@ -2,29 +2,42 @@
 
 Redis holds only a small window: about one message a worker, or one second of measured throughput, whichever is more;
 a window that was emptied between two looks is twice as large the next time, so that a farm is soon at full speed.
-So Redis stays small however long the backlog is; order is decided late, in SQL; a cancelled job never leaves the
-table; and what Redis should hold (the table ``messages``) can be compared with what it does hold.
+So Redis stays small however long the backlog is; who goes next is decided late, in a fair order (``fairness``); a
+cancelled job never leaves the table; and what Redis should hold (the table ``messages``) can be compared with what it
+does hold. From a full window urgent messages are still taken first, since each priority has a list of its own; and if
+the next in turn is more urgent than all of them, it is let in nevertheless.
 
 Several dispatchers may run, one in every API process and others as a role of their own; one leads, by a row with an
 expiry on the database's clock. Each turn notes its messages in Postgres first and publishes then: dying in between
 leaves an overdue message, which the audit publishes again. A message that is published twice costs nothing, because
-a claim succeeds only once.
+a claim succeeds only once. A leader that was frozen and wakes up changes nothing: each of its statements asks whether
+it still leads.
 """
 
 import logging
 import math
 import threading
 import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from uuid import UUID, uuid4
 
-from producer.jobs.contract import Message
-from producer.jobs.errors import Unavailable
+from producer.jobs import schema
+from producer.jobs.contract import Next, Priority, Window
+from producer.jobs.errors import SchemaMismatch, Unavailable
+from producer.jobs.fairness import FairOrder
 from producer.jobs.queue import Queue
 from producer.jobs.settings import Durations
 from producer.jobs.store import Listener, Store
 
 log = logging.getLogger(__name__)
+
+REACHES = (0, 100, 10_000)
+"""How far behind the next in turn each round looks for jobs: lanes that hold none, or delayed ones, are passed over."""
+MOST_WAITING = 20_000
+"""A queue that is longer than any window can be holds what nobody asked for."""
 
 
 @dataclass
@@ -46,26 +59,36 @@ class Dispatcher:
         self._store = store
         self._queue = queue
         self._durations = durations
+        self._order = FairOrder()
         self._throughput = Throughput()
+        self._renewed_at = -math.inf
         self._renew_at = 0.0
         self._audit_at = 0.0
-        self._connected_since: float | None = None
+        self._connected_since = 0.0
         self._missing: str | None = None
 
     def run(self, stop: threading.Event) -> None:
-        """Take turns until ``stop`` is set; a missing Postgres or Redis is waited for, and said once."""
+        """Take turns until ``stop`` is set; a missing Postgres or Redis is waited for, and said once.
+
+        Raises:
+            SchemaMismatch: the database was migrated to a schema that this code was not written for.
+        """
         while not stop.is_set():
-            try:
-                with self._store.listening() as listener:
-                    self._take_turns(listener, stop)
-            except Unavailable as error:
-                self._note_missing(error)
-                if error.dependency == "Postgres":
-                    self._connected_since = None
-            except Exception:  # the farm stands still without a dispatcher: say what happened, and go on
-                log.exception("a turn of the dispatcher failed")
+            self._run_until_trouble(stop)
             stop.wait(self._durations.renew_s)
         self._resign()
+
+    def _run_until_trouble(self, stop: threading.Event) -> None:
+        try:
+            with self._store.listening() as listener:
+                self._take_turns(listener, stop)
+        except SchemaMismatch:
+            self.leading = False  # the post expires by itself
+            raise
+        except Unavailable as error:
+            self._note_missing(error)
+        except Exception:  # the farm stands still without a dispatcher: say what happened, and go on
+            log.exception("a turn of the dispatcher failed")
 
     def _take_turns(self, listener: Listener, stop: threading.Event) -> None:
         while not stop.is_set():
@@ -74,7 +97,10 @@ class Dispatcher:
                 stop.wait(self._durations.top_up_s / 20)  # several commits in a row are one turn
 
     def turn(self) -> None:
-        """Renew the post when it is due; as the leader, sweep, audit, and fill the window. Raises: Unavailable."""
+        """Renew the post when it is due; as the leader, reclaim, audit, and fill the window.
+
+        Raises: Unavailable, SchemaMismatch.
+        """
         now = time.monotonic()
         if now >= self._renew_at:
             self._renew(now)
@@ -84,10 +110,14 @@ class Dispatcher:
             self._found_again()
 
     def _renew(self, now: float) -> None:
-        self._connected_since = self._connected_since or now
+        if now - self._renewed_at > self._durations.leader_s:  # Postgres was away, or this process was frozen
+            self._connected_since = now
+        schema.compare(self._store.schema_revision())
         led = self.leading
         self.leading = self._store.lead(self.id, leader_s=self._durations.leader_s)
-        self._renew_at = now + self._durations.renew_s
+        self._renewed_at = now
+        # Who stands by asks twice as often, to lead within 5 s of the leader's end.
+        self._renew_at = now + self._durations.renew_s / (1 if self.leading else 2)
         if self.leading != led:
             log.info("dispatcher %s %s", self.id, "leads" if self.leading else "stands by")
         if self.leading and now - self._connected_since >= self._durations.lease_s:
@@ -104,29 +134,67 @@ class Dispatcher:
             return
         self._audit_at = now + self._durations.audit_s / 3
         overdue = self._store.overdue_messages(self.id, audit_s=self._durations.audit_s)
-        if not overdue:
-            return
-        waiting = self._queue.waiting()
-        lost = [message for message in overdue if message.task_id not in waiting]
+        waiting = self._waiting() if overdue else set()
+        lost = [outgoing for outgoing in overdue if outgoing.message.task_id not in waiting]
         if lost:
             log.warning("%d messages were lost or not claimed in time; published again", len(lost))
             self.counts.republished += len(lost)
-            self._store.republishing(self.id, lost)
+            self._store.republishing(self.id, [outgoing.message for outgoing in lost])
             self._queue.publish(lost)
 
+    def _waiting(self) -> set[str]:
+        """The task ids in the queue; it is emptied first if no window can be that long."""
+        length = self._queue.depth()
+        if length > MOST_WAITING:
+            log.warning("the queue in Redis holds %d messages, far more than were published: it is emptied", length)
+            self._queue.clear()
+        return self._queue.waiting()
+
     def _top_up(self) -> None:
-        published, workers = self._store.window(lease_s=self._durations.lease_s)
+        window = self._store.window(lease_s=self._durations.lease_s)
+        room = self._room(window)
+        if room > 0:
+            self._fill(room, len(Priority))
+        else:
+            # One of these at a time: it is then itself the most urgent that is published.
+            self._fill(1, min(priority.rank for priority, count in window.published.items() if count))
+
+    def _room(self, window: Window) -> int:
+        published = sum(window.published.values())
         claimed_at_once = 0 if published else self._throughput.expecting
         rate = self._throughput.measured(published)
         # A window that was emptied was too small: twice as many next, so that a farm is at full speed in a second.
-        room = max(1, workers, math.ceil(rate), 2 * claimed_at_once) - published
-        if room > 0:
-            self._publish(self._store.next_messages(self.id, room))
+        return max(1, window.workers, math.ceil(rate), 2 * claimed_at_once) - published
 
-    def _publish(self, messages: list[Message]) -> None:
-        self.counts.published += len(messages)
-        self._throughput.published(len(messages))
-        self._queue.publish(messages)
+    def _fill(self, room: int, below: int) -> None:
+        """Publish the next ``room`` jobs in fair order, up to the first whose rank is not below ``below``."""
+        if not below:
+            return
+        lanes = {lane.id: lane for lane in self._store.lanes()}
+        for reach in REACHES:
+            picked = self._order.pick(lanes.values(), room + reach)
+            wanted = dict(takewhile(lambda ask: lanes[ask[0]].priority.rank < below, picked.items()))
+            messages = self._store.next_messages(self.id, wanted, room) if wanted else []
+            self._order.charge(messages)
+            self._publish(messages)
+            room -= len(messages)
+            if room <= 0 or not wanted:
+                return
+            for lane_id in self._close_short(wanted, messages):
+                del lanes[lane_id]
+
+    def _close_short(self, wanted: Mapping[int, int], messages: Sequence[Next]) -> list[int]:
+        """The lanes that hold no more; they close, unless what they hold is delayed, or published and not claimed."""
+        came = Counter(message.lane_id for message in messages)
+        short = [lane_id for lane_id, count in wanted.items() if came[lane_id] < count]
+        self._store.close_lanes(self.id, short)
+        return short
+
+    def _publish(self, messages: Sequence[Next]) -> None:
+        if messages:
+            self.counts.published += len(messages)
+            self._throughput.published(len(messages))
+            self._queue.publish(messages)
 
     def _resign(self) -> None:
         try:
@@ -138,6 +206,8 @@ class Dispatcher:
         if self._missing != error.dependency:
             self._missing = error.dependency
             log.error("dispatching stops until %s", error)
+        if error.dependency == "Postgres":
+            self._renewed_at = -math.inf
 
     def _found_again(self) -> None:
         if self._missing:

@@ -8,6 +8,7 @@ FarmError
 ├── Unavailable         a dependency is away (.dependency): back off and ask again; nothing is lost
 ├── LostClaim           another worker owns the row: stop quietly, write nothing
 ├── NotFound            no such job, batch or image
+├── KeyReused           the idempotency key (.key) came before with another submission
 ├── NotReady            the job has no image (yet): .state says why
 └── IllegalTransition   .state cannot go there
 
@@ -82,6 +83,14 @@ class NotReady(FarmError):
     def __init__(self, job_id: UUID, state: str) -> None:
         super().__init__(f"job {job_id} is {state}: only a succeeded job has an image")
         self.state = state
+
+
+class KeyReused(FarmError):
+    """An idempotency key stands for one submission: another one needs another key."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"the idempotency key {key!r} was used for another submission: take a new key for a new one")
+        self.key = key
 
 
 class IllegalTransition(FarmError):

@@ -9,6 +9,7 @@ from prometheus_client.registry import Collector
 
 from producer.jobs.dispatcher import Dispatcher
 from producer.jobs.errors import PortTaken, SettingsError
+from producer.jobs.sweep import Sweeper
 
 
 class DispatcherCollector(Collector):
@@ -22,6 +23,16 @@ class DispatcherCollector(Collector):
         yield GaugeMetricFamily("ovis_dispatcher_leads", "1 if this process's dispatcher leads.", leads)
         for what, count in vars(self._dispatcher.counts).items():
             yield CounterMetricFamily(f"ovis_dispatcher_{what}", f"Jobs that this dispatcher {what}.", count)
+
+
+class SweeperCollector(Collector):
+    """One dispatcher's sweep of the bucket at the moment of a scrape."""
+
+    def __init__(self, sweeper: Sweeper) -> None:
+        self._sweeper = sweeper
+
+    def collect(self) -> Iterable[Metric]:
+        yield CounterMetricFamily("ovis_swept_objects", "Objects that nothing pointed to.", self._sweeper.swept)
 
 
 def serve_metrics(registry: CollectorRegistry, host: str, port: int) -> int:

@@ -2,12 +2,12 @@
 
 A message holds nothing but a job's id and the claim that it is meant for; its Celery task id is ``job:claim``.
 Celery alone loses messages on this broker (kombu pops one before it notes it as unacknowledged), so nothing here is
-relied on: the dispatcher's audit compares what Redis holds with what it should hold.
+relied on: the dispatcher's audit compares what Redis holds with what it should hold. Each priority has a list of its
+own, and a worker takes from the most urgent first.
 """
 
-import json
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import redis
@@ -16,7 +16,8 @@ from kombu.exceptions import OperationalError
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from producer.jobs.contract import QUEUE, TASK, Message
+from producer.jobs.broker import LISTS, PRIORITY_STEPS, Rubbish, Transport, read_message
+from producer.jobs.contract import QUEUE, TASK, Outgoing
 from producer.jobs.errors import Unavailable
 
 VISIBILITY_TIMEOUT_S = 6 * 3600
@@ -42,13 +43,16 @@ def celery_app(redis_url: str) -> Celery:
         task_acks_on_failure_or_timeout=True,
         task_reject_on_worker_lost=False,  # the lease decides
         worker_prefetch_multiplier=1,
+        worker_enable_remote_control=False,  # nobody uses it, and whoever reaches Redis could
         worker_cancel_long_running_tasks_on_connection_loss=False,
         worker_send_task_events=False,
         worker_hijack_root_logger=False,
         broker_connection_retry=True,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
+        broker_transport=f"{Transport.__module__}:{Transport.__qualname__}",
         broker_transport_options={
+            "priority_steps": PRIORITY_STEPS,
             "visibility_timeout": VISIBILITY_TIMEOUT_S,
             "unacked_restore_interval": 10,
             "unacked_restore_throttle": 1,
@@ -74,18 +78,20 @@ class Queue:
         with _reaching_redis():
             self._redis.ping()
 
-    def publish(self, messages: Iterable[Message]) -> None:
+    def publish(self, messages: Iterable[Outgoing]) -> None:
         """Send the messages, in order, over one connection.
 
         Asks first whether Redis is there: kombu would try for longer than a leader may be silent.
         """
         self.ping()
         with _reaching_redis(), self._app.producer_pool.acquire(block=True) as producer:
-            for message in messages:
+            for outgoing in messages:
+                message = outgoing.message
                 self._app.send_task(
                     TASK,
                     args=(str(message.job_id), message.claim),
                     task_id=message.task_id,
+                    priority=outgoing.priority.rank,
                     producer=producer,
                     retry=False,
                     ignore_result=True,
@@ -93,22 +99,29 @@ class Queue:
 
     def depth(self) -> int:
         """Messages that wait in the queue; those that a worker has taken are not among them."""
-        with _reaching_redis():
-            return int(self._redis.llen(QUEUE))
+        with _reaching_redis(), self._redis.pipeline(transaction=False) as pipe:
+            for name in LISTS.values():
+                pipe.llen(name)
+            return sum(pipe.execute())
 
     def waiting(self) -> set[str]:
-        """The task ids that wait in the queue. The window is small, so the whole list is read."""
+        """The task ids that wait in the queue, as far as a worker can take them. Reads the whole queue."""
+        with _reaching_redis(), self._redis.pipeline(transaction=False) as pipe:
+            for name in LISTS.values():
+                pipe.lrange(name, 0, -1)
+            return {task_id for entries in pipe.execute() for task_id in _task_ids(entries)}
+
+    def clear(self) -> None:
+        """Forget all that waits in the queue; the audit publishes again what should."""
         with _reaching_redis():
-            bodies = self._redis.lrange(QUEUE, 0, -1)
-        return {task_id for body in bodies if (task_id := _task_id(body))}
+            self._redis.unlink(*LISTS.values())
 
 
-def _task_id(body: bytes | str) -> str | None:
-    """The task id of a message in Redis; None for rubbish, which the audit then does not count as there."""
-    try:
-        return str(json.loads(body)["headers"]["id"])
-    except (ValueError, TypeError, KeyError):
-        return None
+def _task_ids(entries: Iterable[bytes | str]) -> Iterator[str]:
+    """Of the messages among these entries. Rubbish is not counted as there: a worker will drop it."""
+    for entry in entries:
+        with suppress(Rubbish):
+            yield read_message(entry).task_id
 
 
 @contextmanager

@@ -1,14 +1,14 @@
 """The database's schema against this code's: bring it up, or say plainly that the two do not match."""
 
+from functools import cache
 from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 from producer.jobs.errors import SchemaMismatch
-from producer.jobs.store import connect, reaching
+from producer.jobs.store import Store, reaching
 
 MIGRATIONS = Path(__file__).parents[2] / "migrations"
 
@@ -29,6 +29,7 @@ def downgrade(database_url: str, revision: str = "base") -> None:
         command.downgrade(_config(database_url), revision)
 
 
+@cache
 def head() -> str:
     """The revision that this code was written for."""
     revision = ScriptDirectory.from_config(_config("")).get_current_head()
@@ -44,10 +45,15 @@ def check(database_url: str) -> None:
         SchemaMismatch: it is behind or ahead; the message says what to run.
         Unavailable: Postgres does not answer.
     """
-    engine = connect(database_url)
-    with reaching("Postgres"), engine.connect() as connection:
-        current = MigrationContext.configure(connection).get_current_revision()
-    engine.dispose()
+    store = Store.at(database_url, connections=1)
+    try:
+        compare(store.schema_revision())
+    finally:
+        store.close()
+
+
+def compare(current: str | None) -> None:
+    """Return if ``current``, the database's revision, is this code's. Raises: SchemaMismatch."""
     if current == head():
         return
     known = {script.revision for script in ScriptDirectory.from_config(_config("")).walk_revisions()}

@@ -5,7 +5,10 @@ Built at the door by ``load_settings`` and passed down. What is not set explicit
 it starts those servers; so a second terminal finds the farm that ``ovis-batch up`` runs.
 """
 
+import difflib
 import json
+import logging
+import os
 import re
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -24,6 +27,11 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from producer.jobs.errors import SettingsError, Unavailable
 
+log = logging.getLogger(__name__)
+
+PREFIX = "OVIS_"
+OWNER_VARIABLE = "OVIS_SUPERVISED_BY"
+"""No setting: by it a supervisor knows its processes again."""
 SERVICES_FILE = "services.json"
 SMALL_INTEGER_MAX = 32_767
 """What the column of a job's failures holds."""
@@ -112,6 +120,11 @@ class Durations(BaseModel):
         return self._scaled(2)
 
     @property
+    def sweep_s(self) -> float:
+        """Between two walks through the bucket for objects that nothing points to."""
+        return self._scaled(600)
+
+    @property
     def grace_s(self) -> float:
         """What a worker that is told to stop may still take to finish what it draws."""
         return self._scaled(20)
@@ -121,7 +134,7 @@ class Settings(BaseSettings):
     """All settings, each from the environment variable ``OVIS_`` + its name in capitals."""
 
     model_config = SettingsConfigDict(
-        env_prefix="OVIS_", frozen=True, extra="ignore", env_ignore_empty=True, hide_input_in_errors=True
+        env_prefix=PREFIX, frozen=True, extra="ignore", env_ignore_empty=True, hide_input_in_errors=True
     )
 
     data_dir: Path = Field(default=Path(".ovis"), description="Where the embedded servers keep their data.")
@@ -155,6 +168,17 @@ class Settings(BaseSettings):
     upload_slots: int = Field(
         default=4, ge=1, le=64, description="Images a worker may encode and upload beside drawing."
     )
+    checkpoint_steps: int = Field(
+        default=20,
+        ge=0,
+        description="A kill costs an image at most so many steps; 0: drawn images are kept only at a stop.",
+    )
+    held_mb: int = Field(
+        default=1024, ge=0, description="Disk for what is drawn while the bucket is away, in millions of bytes."
+    )
+    grace_s: PositiveFloat | None = Field(
+        default=None, description="What a worker that is told to stop may take to finish images; default: 20 s, scaled."
+    )
     step_limit_s: PositiveFloat = Field(default=600, description="A step that takes longer ends the worker process.")
     metrics_host: str = "127.0.0.1"
     metrics_port: int | None = Field(default=None, ge=0, le=PORT_MAX, description="/metrics of dispatcher and worker.")
@@ -180,6 +204,11 @@ class Settings(BaseSettings):
     @property
     def durations(self) -> Durations:
         return Durations(scale=self.time_scale)
+
+    @property
+    def stop_grace_s(self) -> float:
+        """What a worker that is told to stop may still take to finish what it draws."""
+        return self.grace_s if self.grace_s is not None else self.durations.grace_s
 
     @property
     def services_path(self) -> Path:
@@ -234,6 +263,8 @@ def load_settings(**overrides: Any) -> Settings:
     Raises:
         SettingsError: a variable has a value that cannot be used; the message names it.
     """
+    if OWNER_VARIABLE not in os.environ:  # else the supervisor has said it
+        _warn_of_unknown_variables()
     try:
         settings = Settings(**overrides)
         return settings.with_services(_running_services(settings.services_path))
@@ -242,6 +273,14 @@ def load_settings(**overrides: Any) -> Settings:
             f"OVIS_{str(e['loc'][0]).upper()}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()
         )
         raise SettingsError(f"{problems}: change the environment variable") from None
+
+
+def _warn_of_unknown_variables() -> None:
+    known = [PREFIX + name.upper() for name in Settings.model_fields]
+    for variable in sorted(name for name in os.environ if name.upper().startswith(PREFIX)):
+        if variable.upper() not in known:
+            nearest = next(iter(difflib.get_close_matches(variable.upper(), known, n=1)), None)
+            log.warning("%s is no setting, and nothing reads it%s", variable, f": is it {nearest}?" if nearest else "")
 
 
 def told(error: Exception) -> str:

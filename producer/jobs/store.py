@@ -5,6 +5,8 @@ Invariants that the statements keep, whoever calls them and whatever dies in bet
 - a job's state moves only along ``contract.TRANSITIONS``, each move one conditional UPDATE;
 - every write of a worker is fenced by job, claim and worker: it changes the row or raises ``LostClaim``;
 - a row of ``messages`` exists only for a queued job and its next claim;
+- a lane that holds a queued job is open: whoever queues one writes the lane's row in the same transaction, and the
+  leader closes a lane only after it has locked that row and looked again;
 - no transaction is open while anything is drawn, encoded or uploaded; times are the database's clock.
 
 Every method raises ``Unavailable`` when Postgres does not answer, and the caller may simply ask again. A claim may
@@ -12,31 +14,41 @@ then stand though its answer was lost: asked again it looks like a duplicate, an
 (``worker.lease``) gives the job back.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID, uuid4
 
 import psycopg
+from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, Engine, create_engine, make_url, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from producer.jobs.contract import (
+    DEFAULT_TENANT,
     Batch,
     Claim,
     Farm,
     Fence,
     Job,
+    Lane,
     Message,
+    Next,
     Outcome,
+    Outgoing,
     Priority,
     Recorded,
     State,
     Submission,
+    SubmissionKey,
+    Tenant,
+    Window,
     Worker,
 )
-from producer.jobs.errors import IllegalTransition, LostClaim, NotFound, Unavailable
+from producer.jobs.errors import IllegalTransition, KeyReused, LostClaim, NotFound, Unavailable
 from producer.jobs.table import jobs as jobs_table
 
 CHANNEL = "ovis_jobs"
@@ -129,32 +141,59 @@ class Store:
         with self._single() as connection:
             connection.execute(text("SELECT 1"))
 
+    def schema_revision(self) -> str | None:
+        """The migration that the database is at, None if it is empty. ``schema.compare`` says whether it fits."""
+        with self._single() as connection:
+            return MigrationContext.configure(connection).get_current_revision()
+
     # Submission: the commit is the promise.
 
-    def submit(self, submission: Submission, *, max_failures: int) -> Job:
-        """Insert one job, alone."""
+    def submit(
+        self,
+        submission: Submission,
+        *,
+        max_failures: int,
+        tenant: str = DEFAULT_TENANT,
+        key: SubmissionKey | None = None,
+    ) -> Job:
+        """Insert one job, alone. A ``key`` that came before gives the job of then. Raises: KeyReused."""
         job_id = uuid4()
         with self._begin() as connection:
-            _copy_jobs(connection, None, [submission], max_failures, [job_id])
-            _notify(connection)
-        return self.job(job_id)
+            earlier = _earlier(connection, tenant, key, job_id=job_id)
+            if earlier is None:
+                lanes = {submission.priority: _single_lane(connection, tenant, submission.priority)}
+                _copy_jobs(connection, _Destination(tenant, None, lanes, max_failures), [submission], [job_id])
+                _notify(connection)
+        return self.job(job_id if earlier is None else earlier.job_id)
 
-    def submit_batch(self, name: str, submissions: Iterable[Submission], *, max_failures: int) -> Batch:
+    def submit_batch(
+        self,
+        name: str,
+        submissions: Iterable[Submission],
+        *,
+        max_failures: int,
+        tenant: str = DEFAULT_TENANT,
+        weight: float = 1.0,
+        key: SubmissionKey | None = None,
+    ) -> Batch:
         """Insert a batch and its jobs in one transaction: all of them or none.
 
         ``submissions`` is read once, row by row, so it may be a generator over a large file; an exception that it
-        raises undoes everything and passes on.
+        raises undoes everything and passes on. A ``key`` that came before gives the batch of then, and reads nothing.
+        Raises: KeyReused.
         """
         batch_id = uuid4()
         with self._begin() as connection:
             connection.execute(text("SET LOCAL statement_timeout = 0"))
-            connection.execute(
-                text("INSERT INTO batches (id, name) VALUES (:id, :name)"), {"id": batch_id, "name": name}
-            )
-            count = _copy_jobs(connection, batch_id, submissions, max_failures)
-            connection.execute(text("UPDATE batches SET jobs = :jobs WHERE id = :id"), {"id": batch_id, "jobs": count})
-            _notify(connection)
-        return self.batch(batch_id)
+            earlier = _earlier(connection, tenant, key, batch_id=batch_id)
+            if earlier is None:
+                batch = {"id": batch_id, "tenant": tenant, "name": name, "weight": weight}
+                connection.execute(_INSERT_BATCH, batch)
+                lanes = _batch_lanes(connection, tenant, batch_id)
+                count = _copy_jobs(connection, _Destination(tenant, batch_id, lanes, max_failures), submissions)
+                connection.execute(_COMPLETE_BATCH, {"id": batch_id, "jobs": count})
+                _notify(connection)
+        return self.batch(batch_id if earlier is None else earlier.batch_id)
 
     # Reading.
 
@@ -267,7 +306,23 @@ class Store:
         with self._begin() as connection:
             return [dict(row) for row in connection.execute(text("SELECT * FROM ops_backlog")).mappings()]
 
+    def tenants(self) -> list[Tenant]:
+        """Those that were given a weight."""
+        with self._begin() as connection:
+            rows = connection.execute(text("SELECT name, weight FROM tenants ORDER BY name")).mappings()
+            return [Tenant(**row) for row in rows]
+
     # A person's steps.
+
+    def set_tenant_weight(self, name: str, weight: float) -> Tenant:
+        """Change the tenant's share beside others; 1 is what every tenant has at first."""
+        statement = text(
+            "INSERT INTO tenants (name, weight) VALUES (:name, :weight)"
+            " ON CONFLICT (name) DO UPDATE SET weight = excluded.weight"
+        )
+        with self._begin() as connection:
+            connection.execute(statement, {"name": name, "weight": weight})
+        return Tenant(name=name, weight=weight)
 
     def cancel(self, job_id: UUID) -> Job:
         """Cancel a queued or running job. Cancelling it twice is one cancel. Raises: NotFound, IllegalTransition."""
@@ -320,6 +375,13 @@ class Store:
         if marked.rowcount != 1:
             raise LostClaim(claim.job_id, claim.claim)
 
+    def note_checkpoint(self, fence: Fence, key: str, step: int) -> None:
+        """From now on the job goes on after ``step`` steps, with what lies at ``key``. Raises: LostClaim."""
+        with self._single() as connection:
+            noted = connection.execute(_NOTE_CHECKPOINT, _fence(fence) | {"key": key, "step": step})
+        if noted.rowcount != 1:
+            raise LostClaim(fence.job_id, fence.claim)
+
     def record(self, claim: Claim, recorded: Recorded) -> None:
         """The job succeeded, with this image. Asking twice is recording once. Raises: LostClaim."""
         values = _fence(claim) | vars(recorded)
@@ -338,7 +400,8 @@ class Store:
         self._settle(claim, Outcome.RETRIED, code, message, trace=trace, charge=1, delay_s=delay_s)
 
     def give_back(self, fence: Fence) -> None:
-        """The worker drains, or never learnt of its claim: back to the queue, no failure charged. Raises: LostClaim."""
+        """The worker drains, or never learnt of its claim: the job goes back to its place in the queue, no failure
+        charged. Raises: LostClaim."""
         self._settle(fence, Outcome.DRAINED, None, None, charge=0)
 
     def _settle(
@@ -379,24 +442,55 @@ class Store:
         with self._begin() as connection:
             connection.execute(text("DELETE FROM leader WHERE holder = :holder"), {"holder": holder})
 
-    def window(self, *, lease_s: float) -> tuple[int, int]:
-        """(messages that nobody has claimed yet, live workers)."""
+    def window(self, *, lease_s: float) -> Window:
+        """What Redis should hold, by priority, and how many workers live."""
         with self._single() as connection:
             row = connection.execute(_WINDOW, {"lease": lease_s}).one()
-        return row.published, row.workers
+        published = {int(rank): count for rank, count in (row.published or {}).items()}
+        return Window({priority: published.get(priority.rank, 0) for priority in Priority}, row.workers)
 
-    def next_messages(self, holder: UUID, limit: int) -> list[Message]:
-        """Put the next queued jobs into the window, most urgent first, and return their messages to publish."""
+    def lanes(self) -> list[Lane]:
+        """The lanes that may hold a queued job of a batch that is not paused."""
+        priorities = list(Priority)  # looked up once: there are thousands of lanes, several times a second
         with self._single() as connection:
-            rows = connection.execute(_NEXT_MESSAGES, {"holder": holder, "limit": limit})
-            return [Message(row.job_id, row.claim) for row in rows]
+            driver: Any = connection.connection.driver_connection  # in psycopg's binary form: half the time
+            return [
+                Lane(lane_id, tenant, tenant_weight, batch_id, batch_weight, priorities[rank])
+                for lane_id, tenant, tenant_weight, batch_id, batch_weight, rank in driver.execute(
+                    _LANES.text, binary=True
+                )
+            ]
 
-    def overdue_messages(self, holder: UUID, *, audit_s: float) -> list[Message]:
+    def next_messages(self, holder: UUID, wanted: Mapping[int, int], limit: int | None = None) -> list[Next]:
+        """Put the next ``wanted[lane_id]`` queued jobs of each lane into the window; returns what is to be published.
+
+        A lane that holds fewer gives fewer. The oldest of a lane come first. Once ``limit`` jobs are found, the lanes
+        that ``wanted`` names later are not asked.
+        """
+        values = {"holder": holder, "lanes": list(wanted), "counts": list(wanted.values()), "limit": limit}
+        with self._single() as connection:
+            rows = connection.execute(_NEXT_MESSAGES, values)
+            return [
+                Next(Message(row.job_id, row.claim), Priority.of_rank(row.priority), row.lane_id, row.work)
+                for row in rows
+            ]
+
+    def close_lanes(self, holder: UUID, lane_ids: Sequence[int]) -> None:
+        """Close those that hold no queued job. One in which a job is being queued right now stays open.
+
+        Two statements: the second sees what had been committed when the first took the locks.
+        """
+        values = {"holder": holder, "ids": list(lane_ids)}
+        with self._begin() as connection:
+            locked = [row.id for row in connection.execute(_LOCK_LANES, values)]
+            connection.execute(_CLOSE_LANES, {"ids": locked})
+
+    def overdue_messages(self, holder: UUID, *, audit_s: float) -> list[Outgoing]:
         """The messages that should be in Redis for longer than ``audit_s``; rows that should not are removed."""
         with self._begin() as connection:
             connection.execute(_STALE_MESSAGES, {"holder": holder})
             rows = connection.execute(_OVERDUE_MESSAGES, {"holder": holder, "audit": audit_s})
-            return [Message(row.job_id, row.claim) for row in rows]
+            return [Outgoing(Message(row.job_id, row.claim), Priority.of_rank(row.priority)) for row in rows]
 
     def republishing(self, holder: UUID, messages: Sequence[Message]) -> None:
         """Note that these are published again now."""
@@ -414,6 +508,17 @@ class Store:
             if rows:
                 _notify(connection)
         return [(row.id, State(row.state)) for row in rows]
+
+    def sweepable(self, keys: Sequence[str]) -> list[str]:
+        """Of these object keys, those to which no row points, and no claim that may still write ever will.
+
+        Keys of unknown jobs are never among them: another farm may share the bucket.
+        """
+        read = [(key, found["job"], int(found["claim"])) for key in keys if (found := _OBJECT_KEY.fullmatch(key))]
+        columns: list[list[Any]] = [list(column) for column in zip(*read, strict=True)] or [[], [], []]
+        with self._single() as connection:
+            rows = connection.execute(_SWEEPABLE, dict(zip(("keys", "jobs", "claims"), columns, strict=True)))
+            return [row.key for row in rows]
 
     @contextmanager
     def listening(self) -> Iterator["Listener"]:
@@ -451,30 +556,99 @@ def _notify(connection: Connection) -> None:
     connection.execute(text(f"SELECT pg_notify('{CHANNEL}', '')"))
 
 
+def _earlier(connection: Connection, tenant: str, key: SubmissionKey | None, **ids: UUID) -> Any:
+    """What came of this key when it came before; None, with the key kept for ``ids``, if it is new.
+
+    While another transaction submits with the same key, this waits for its end. Raises: KeyReused.
+    """
+    if key is None:
+        return None
+    values = {"tenant": tenant, "key": key.key, "fingerprint": key.fingerprint, "job_id": None, "batch_id": None} | ids
+    if connection.execute(_KEEP_KEY, values).rowcount:
+        return None
+    earlier = connection.execute(_EARLIER, values).one()
+    if earlier.fingerprint != key.fingerprint:
+        raise KeyReused(key.key)
+    return earlier
+
+
+def _single_lane(connection: Connection, tenant: str, priority: Priority) -> int:
+    """Open the lane of the jobs that the tenant submits alone. Its row stays locked until the commit."""
+    return int(connection.execute(_SINGLE_LANE, {"tenant": tenant, "priority": priority.rank}).scalar_one())
+
+
+def _batch_lanes(connection: Connection, tenant: str, batch_id: UUID) -> dict[Priority, int]:
+    """A lane of each priority, since nothing else can be asked while rows are copied; the unused close soon."""
+
+    def opened(priority: Priority) -> int:
+        values = {"tenant": tenant, "batch": batch_id, "priority": priority.rank}
+        return int(connection.execute(_BATCH_LANE, values).scalar_one())
+
+    return {priority: opened(priority) for priority in Priority}
+
+
+@dataclass(frozen=True)
+class _Destination:
+    """What the jobs that are inserted together have in common."""
+
+    tenant: str
+    batch_id: UUID | None
+    lanes: Mapping[Priority, int]
+    max_failures: int
+
+
 def _copy_jobs(
-    connection: Connection,
-    batch_id: UUID | None,
-    submissions: Iterable[Submission],
-    max_failures: int,
-    ids: Sequence[UUID] | None = None,
+    connection: Connection, to: _Destination, submissions: Iterable[Submission], ids: Sequence[UUID] | None = None
 ) -> int:
     """Insert the submissions through COPY, the fastest way in; returns how many there were."""
     count = 0
     cursor = connection.connection.cursor()
-    with cursor.copy("COPY jobs (id, batch_id, position, name, priority, request, max_failures) FROM STDIN") as copy:
+    with cursor.copy(
+        "COPY jobs (id, tenant, batch_id, lane_id, position, name, priority, work, request, max_failures) FROM STDIN"
+    ) as copy:
         for count, submission in enumerate(submissions, start=1):
+            request = submission.request()
             copy.write_row(
                 (
                     ids[count - 1] if ids else uuid4(),
-                    batch_id,
+                    to.tenant,
+                    to.batch_id,
+                    to.lanes[submission.priority],
                     count - 1,
                     submission.name,
                     submission.priority.rank,
-                    submission.request().model_dump_json(),
-                    max_failures,
+                    request.work,
+                    request.model_dump_json(),
+                    to.max_failures,
                 )
             )
     return count
+
+
+_INSERT_BATCH = text("INSERT INTO batches (id, tenant, name, weight) VALUES (:id, :tenant, :name, :weight)")
+
+_COMPLETE_BATCH = text("UPDATE batches SET jobs = :jobs WHERE id = :id")
+
+_KEEP_KEY = text(
+    """
+    INSERT INTO submissions (tenant, key, fingerprint, job_id, batch_id)
+    VALUES (:tenant, :key, :fingerprint, :job_id, :batch_id) ON CONFLICT DO NOTHING
+    """
+)
+
+_EARLIER = text("SELECT fingerprint, job_id, batch_id FROM submissions WHERE tenant = :tenant AND key = :key")
+
+_SINGLE_LANE = text(
+    f"""
+    INSERT INTO lanes (tenant, priority, open) VALUES (:tenant, :priority, true)
+    ON CONFLICT (tenant, coalesce(batch_id, CAST('{UUID(int=0)}' AS uuid)), priority) DO UPDATE SET open = true
+    RETURNING id
+    """
+)
+
+_BATCH_LANE = text(
+    "INSERT INTO lanes (tenant, batch_id, priority, open) VALUES (:tenant, :batch, :priority, true) RETURNING id"
+)
 
 
 _JOB_COLUMNS = ", ".join(column.name for column in jobs_table.columns if column.name in Job.model_fields)
@@ -487,7 +661,7 @@ def _job(row: Any) -> Job:
 def _batches(connection: Connection, which: str, values: dict[str, Any]) -> list[Batch]:
     statement = text(
         f"""
-        SELECT b.id, b.name, b.created_at, b.jobs,
+        SELECT b.id, b.tenant, b.name, b.weight, b.created_at, b.jobs,
                (SELECT coalesce(jsonb_object_agg(state, n), '{{}}')
                 FROM (SELECT state, count(*) AS n FROM jobs WHERE batch_id = b.id GROUP BY state) AS s) AS counts
         FROM batches b {which}
@@ -522,7 +696,7 @@ _WORKERS = text(
 _CANCEL = text(
     """
     WITH cancelled AS (
-        UPDATE jobs SET state = 'cancelled', finished_at = now()
+        UPDATE jobs SET state = 'cancelled', finished_at = now(), checkpoint_key = NULL, checkpoint_step = 0
         WHERE (id = :job OR batch_id = :batch) AND state IN ('queued', 'running')
         RETURNING id, claim
     ), noted AS (
@@ -548,7 +722,7 @@ _CLAIM = text(
                         waiting_s = extract(epoch FROM now() - greatest(created_at, not_before))
         WHERE id = :job AND state = 'queued' AND claim = :claim - 1 AND not_before <= now()
           AND NOT EXISTS (SELECT 1 FROM batches WHERE batches.id = jobs.batch_id AND paused)
-        RETURNING batch_id, priority, suspect, waiting_s, request
+        RETURNING batch_id, priority, suspect, failures, waiting_s, request, checkpoint_key, checkpoint_step
     ), noted AS (
         INSERT INTO claims (job_id, claim, worker_id) SELECT :job, :claim, :worker FROM claimed
     ), gone AS (
@@ -565,13 +739,20 @@ _MARK_ALONE = text(
     """
 )
 
+_NOTE_CHECKPOINT = text(
+    """
+    UPDATE jobs SET checkpoint_key = :key, checkpoint_step = :step
+    WHERE id = :job AND state = 'running' AND claim = :claim AND worker_id = :worker
+    """
+)
+
 _RECORD = text(
     """
     WITH recorded AS (
         UPDATE jobs SET state = 'succeeded', finished_at = now(), error_code = NULL, error_message = NULL,
                object_key = :object_key, sha256 = :sha256, size_bytes = :size_bytes, width_px = :width_px,
                height_px = :height_px, format = :format, drawing_s = :drawing_s, encoding_s = :encoding_s,
-               uploading_s = :uploading_s, warnings = :warnings
+               uploading_s = :uploading_s, warnings = :warnings, checkpoint_key = NULL, checkpoint_step = 0
         WHERE id = :job AND state = 'running' AND claim = :claim AND worker_id = :worker
         RETURNING id
     ), noted AS (
@@ -597,14 +778,18 @@ _SETTLE = text(
                          THEN 'failed' ELSE 'queued' END,
             finished_at = CASE WHEN :final OR (:charge > 0 AND failures + :charge >= max_failures) THEN now() END,
             failures = failures + :charge, worker_id = NULL, drawn_alone = false,
-            not_before = now() + make_interval(secs => :delay),
+            not_before = CASE WHEN :charge > 0 THEN now() + make_interval(secs => :delay) ELSE not_before END,
+            checkpoint_key = CASE WHEN :charge > 0 THEN NULL ELSE checkpoint_key END,
+            checkpoint_step = CASE WHEN :charge > 0 THEN 0 ELSE checkpoint_step END,
             error_code = coalesce(:code, error_code), error_message = coalesce(:message, error_message)
         WHERE id = :job AND state = 'running' AND claim = :claim AND worker_id = :worker
-        RETURNING state
+        RETURNING state, lane_id
     ), noted AS (
         UPDATE claims SET ended_at = now(), error = :trace,
                outcome = CASE WHEN settled.state = 'failed' THEN 'failed' ELSE :outcome END
         FROM settled WHERE job_id = :job AND claim = :claim
+    ), opened AS (
+        UPDATE lanes SET open = true FROM settled WHERE lanes.id = settled.lane_id AND settled.state = 'queued'
     )
     SELECT count(*) FROM settled
     """
@@ -621,50 +806,88 @@ _LEAD = text(
 
 _LEADS = "EXISTS (SELECT 1 FROM leader WHERE holder = :holder AND expires_at > now())"
 
+# The window changes too fast for Postgres to know its size: a join may be planned as a scan of all jobs, at 70 ms for
+# 50,000. So its jobs are looked up one by one, here and in the audit's statements.
 _WINDOW = text(
     """
-    SELECT (SELECT count(*) FROM messages) AS published,
+    SELECT (SELECT jsonb_object_agg(priority, n)
+            FROM (SELECT (SELECT priority FROM jobs WHERE jobs.id = job_id) AS priority, count(*) AS n
+                  FROM messages GROUP BY 1) AS waiting) AS published,
            (SELECT count(*) FROM workers
             WHERE stopped_at IS NULL AND heartbeat_at > now() - make_interval(secs => :lease)) AS workers
+    """
+)
+
+_LANES = text(
+    """
+    SELECT lanes.id, lanes.tenant, coalesce(tenants.weight, 1) AS tenant_weight,
+           lanes.batch_id, coalesce(batches.weight, 1) AS batch_weight, lanes.priority
+    FROM lanes LEFT JOIN tenants ON tenants.name = lanes.tenant LEFT JOIN batches ON batches.id = lanes.batch_id
+    WHERE lanes.open AND batches.paused IS NOT TRUE
     """
 )
 
 _NEXT_MESSAGES = text(
     f"""
     WITH next AS (
-        SELECT j.id, j.claim + 1 AS claim FROM jobs j
-        WHERE j.state = 'queued' AND j.not_before <= now() AND {_LEADS}
-          AND NOT EXISTS (SELECT 1 FROM batches b WHERE b.id = j.batch_id AND b.paused)
-          AND NOT EXISTS (SELECT 1 FROM messages m WHERE m.job_id = j.id)
-        ORDER BY j.priority, j.seq LIMIT :limit
+        SELECT found.* FROM unnest(CAST(:lanes AS bigint[]), CAST(:counts AS int[])) AS wanted (lane, most)
+        CROSS JOIN LATERAL (
+            SELECT j.id, j.claim + 1 AS claim, j.priority, j.lane_id, j.work FROM jobs j
+            WHERE j.state = 'queued' AND j.lane_id = wanted.lane AND j.not_before <= now()
+              AND NOT EXISTS (SELECT 1 FROM messages m WHERE m.job_id = j.id)
+            ORDER BY j.not_before, j.seq LIMIT wanted.most
+        ) AS found
+        WHERE {_LEADS} LIMIT :limit
+    ), noted AS (
+        INSERT INTO messages (job_id, claim) SELECT id, claim FROM next ON CONFLICT (job_id) DO NOTHING RETURNING job_id
     )
-    INSERT INTO messages (job_id, claim) SELECT id, claim FROM next
-    ON CONFLICT (job_id) DO NOTHING RETURNING job_id, claim
+    SELECT noted.job_id, claim, priority, lane_id, work FROM noted JOIN next ON next.id = noted.job_id
+    """
+)
+
+_LOCK_LANES = text(f"SELECT id FROM lanes WHERE id = ANY(:ids) AND open AND {_LEADS} FOR NO KEY UPDATE SKIP LOCKED")
+
+_CLOSE_LANES = text(
+    """
+    UPDATE lanes SET open = false
+    WHERE id = ANY(:ids) AND NOT EXISTS (SELECT 1 FROM jobs WHERE state = 'queued' AND lane_id = lanes.id)
     """
 )
 
 _STALE_MESSAGES = text(
     f"""
-    DELETE FROM messages USING jobs
-    WHERE jobs.id = messages.job_id AND (jobs.state <> 'queued' OR messages.claim <> jobs.claim + 1) AND {_LEADS}
+    DELETE FROM messages
+    WHERE {_LEADS} AND (
+        SELECT state <> 'queued' OR messages.claim <> jobs.claim + 1
+            OR EXISTS (SELECT 1 FROM batches WHERE batches.id = jobs.batch_id AND paused)
+        FROM jobs WHERE jobs.id = messages.job_id)
     """
 )
 
 _OVERDUE_MESSAGES = text(
-    f"SELECT job_id, claim FROM messages WHERE published_at < now() - make_interval(secs => :audit) AND {_LEADS}"
+    f"""
+    SELECT job_id, claim, (SELECT priority FROM jobs WHERE jobs.id = job_id) AS priority FROM messages
+    WHERE published_at < now() - make_interval(secs => :audit) AND {_LEADS}
+    """
 )
 
 _RECLAIM = text(
     f"""
     WITH lost AS (
-        SELECT jobs.id, jobs.claim FROM jobs LEFT JOIN workers ON workers.id = jobs.worker_id
+        SELECT jobs.id, jobs.claim, jobs.lane_id, jobs.drawn_alone AS alone
+        FROM jobs LEFT JOIN workers ON workers.id = jobs.worker_id
         WHERE jobs.state = 'running' AND {_LEADS}
           AND (workers.id IS NULL OR workers.stopped_at IS NOT NULL
                OR workers.heartbeat_at < now() - make_interval(secs => :lease))
         FOR UPDATE OF jobs SKIP LOCKED
     ), noted AS (
-        UPDATE claims SET ended_at = now(), outcome = 'lease_lost', error = 'the worker fell silent' FROM lost
+        UPDATE claims SET ended_at = now(), outcome = 'lease_lost',
+               error = 'the worker died or fell silent'
+                       || CASE WHEN lost.alone THEN ' while it drew this job alone' ELSE '' END
+        FROM lost
         WHERE claims.job_id = lost.id AND claims.claim = lost.claim
+    ), opened AS (
+        UPDATE lanes SET open = true FROM lost WHERE lanes.id = lost.lane_id
     )
     UPDATE jobs SET
         state = CASE WHEN drawn_alone AND failures + 1 >= max_failures THEN 'failed' ELSE 'queued' END,
@@ -673,5 +896,20 @@ _RECLAIM = text(
         error_code = 'worker_lost', error_message = 'the worker process died or fell silent while it held this job'
     FROM lost WHERE jobs.id = lost.id
     RETURNING jobs.id, jobs.state
+    """
+)
+
+_OBJECT_KEY = re.compile(
+    r"(?:images/[^/]+|checkpoints)/(?P<job>[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})/(?P<claim>[0-9]{1,9})[.-][^/]+"
+)
+"""As ``storage.object_key`` and ``storage.checkpoint_key`` make them."""
+
+_SWEEPABLE = text(
+    """
+    SELECT read.key
+    FROM unnest(CAST(:keys AS text[]), CAST(:jobs AS uuid[]), CAST(:claims AS int[])) AS read (key, job_id, claim)
+    JOIN jobs ON jobs.id = read.job_id
+    WHERE read.key IS DISTINCT FROM jobs.object_key AND read.key IS DISTINCT FROM jobs.checkpoint_key
+      AND (read.claim < jobs.claim OR read.claim = jobs.claim AND jobs.state <> 'running')
     """
 )

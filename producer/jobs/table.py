@@ -3,9 +3,11 @@
 Times are the database's clock. Statements are in ``store``; the schema's history is in ``migrations/``; the test
 ``tests/migration`` holds the two together.
 
-No index names a column that changes often, or an update would not be HOT; the state is the exception, in ``jobs_state``
-and ``jobs_finished``.
+No index names a column that changes often, or an update would not be HOT; the state is the exception, in ``jobs_lane``
+and ``jobs_finished`` (``not_before`` changes only together with it).
 """
+
+from uuid import UUID
 
 from sqlalchemy import (
     BigInteger,
@@ -48,7 +50,15 @@ batches = Table(
     "batches",
     metadata,
     Column("id", Uuid, primary_key=True, comment="Given by the submitting side; never changes."),
+    Column("tenant", Text, nullable=False, comment="Whose batch it is; never changes."),
     Column("name", Text, nullable=False, comment="Given by the submitting side; never changes."),
+    Column(
+        "weight",
+        Double,
+        nullable=False,
+        server_default=text("1"),
+        comment="Of its share beside the tenant's other batches; given at submission.",
+    ),
     Column(
         "jobs",
         Integer,
@@ -65,6 +75,44 @@ batches = Table(
     ),
     _time("created_at", "Submission; never changes.", nullable=False, server_default=func.now()),
     Index("batches_created", "created_at"),
+)
+
+tenants = Table(
+    "tenants",
+    metadata,
+    Column("name", Text, primary_key=True, comment="Never changes."),
+    Column("weight", Double, nullable=False, comment="Of its share beside other tenants; changed by a person."),
+    comment="Tenants whose weight is not 1: others need no row.",
+)
+
+lanes = Table(
+    "lanes",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True, comment="Never changes."),
+    Column("tenant", Text, nullable=False, comment="Never changes."),
+    Column(
+        "batch_id",
+        Uuid,
+        ForeignKey("batches.id", ondelete="CASCADE"),
+        comment="NULL: the tenant's jobs that were submitted alone; never changes.",
+    ),
+    Column("priority", SmallInteger, nullable=False, comment="Rank of contract.Priority; never changes."),
+    Column(
+        "open",
+        Boolean,
+        nullable=False,
+        comment="Set in each transaction that queues a job of the lane; taken back by the leader, who finds none.",
+    ),
+    Index("lanes_of_batch", "batch_id"),
+    Index("lanes_open", "id", postgresql_where=text("open")),
+    comment="The jobs of one tenant, one batch (or none) and one priority: what the fair order chooses between.",
+)
+Index(
+    "lanes_one",
+    lanes.c.tenant,
+    func.coalesce(lanes.c.batch_id, text(f"'{UUID(int=0)}'::uuid")),
+    lanes.c.priority,
+    unique=True,
 )
 
 jobs = Table(
@@ -100,6 +148,19 @@ jobs = Table(
         nullable=False,
         comment="Rank of contract.Priority, 0 goes first; given at submission.",
     ),
+    Column("tenant", Text, nullable=False, comment="Whose job it is; never changes."),
+    Column(
+        "lane_id",
+        BigInteger,
+        nullable=False,
+        comment="In lanes; never changes. No foreign key: it would be looked up for each row of a bulk submission.",
+    ),
+    Column(
+        "work",
+        Double,
+        nullable=False,
+        comment="Megapixel-steps (ImageRequest.work): what fairness counts; never changes.",
+    ),
     Column("request", JSONB, nullable=False, comment="pipeline.request.ImageRequest with its seed; never changes."),
     Column("max_failures", SmallInteger, nullable=False, comment="Given at submission; never changes."),
     _time("created_at", "Submission; never changes.", nullable=False, server_default=func.now()),
@@ -134,6 +195,18 @@ jobs = Table(
         server_default=text("false"),
         comment="Set by the worker when a suspect has the process to itself; cleared by claim.",
     ),
+    Column(
+        "checkpoint_key",
+        Text,
+        comment="Where its unfinished image is in the bucket; set by checkpoint, cleared by an end.",
+    ),
+    Column(
+        "checkpoint_step",
+        SmallInteger,
+        nullable=False,
+        server_default=text("0"),
+        comment="Steps done in that image; set and cleared with its key.",
+    ),
     _time(
         "not_before",
         "Set at submission, and by a failure that is tried again later.",
@@ -167,7 +240,7 @@ jobs = Table(
     CheckConstraint(
         "state <> 'succeeded' OR (object_key IS NOT NULL AND sha256 IS NOT NULL)", name="jobs_succeeded_has_image"
     ),
-    Index("jobs_state", "state", "priority", "seq"),
+    Index("jobs_lane", "state", "lane_id", "not_before", "seq"),
     Index("jobs_batch", "batch_id", "position"),
     Index("jobs_finished", "state", "finished_at"),
 )
@@ -183,6 +256,30 @@ claims = Table(
     Column("outcome", Text, comment="contract.Outcome; set once, when the claim ends."),
     Column("error", Text, comment="What went wrong, with its traceback where it is of no known class; set once."),
     comment="The history: one row per claim, kept as long as the job.",
+)
+
+submissions = Table(
+    "submissions",
+    metadata,
+    Column("tenant", Text, primary_key=True, comment="Whose key it is."),
+    Column("key", Text, primary_key=True, comment="The idempotency key as the client gave it."),
+    Column("fingerprint", Text, nullable=False, comment="SHA-256 in hex of what was submitted with it."),
+    Column(
+        "job_id",
+        Uuid,
+        ForeignKey("jobs.id", ondelete="CASCADE", deferrable=True, initially="DEFERRED"),
+        comment="What came of it, or",
+    ),
+    Column(
+        "batch_id",
+        Uuid,
+        ForeignKey("batches.id", ondelete="CASCADE", deferrable=True, initially="DEFERRED"),
+        comment="what came of it.",
+    ),
+    _time("created_at", "Submission.", nullable=False, server_default=func.now()),
+    Index("submissions_job", "job_id"),
+    Index("submissions_batch", "batch_id"),
+    comment="One row per idempotency key, written in the submitting transaction; kept as long as what came of it.",
 )
 
 messages = Table(

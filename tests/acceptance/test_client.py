@@ -5,6 +5,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
@@ -14,6 +15,7 @@ from pipeline.request import ImageRequest
 from producer import client as farm_client
 from producer.client import Client, Corrupt, NotDone, NotFound, Refused, ServerError, Unreachable
 from producer.jobs.settings import Settings
+from tests.cut_connections import cutting
 from tests.farm import Farmhand, free_port, serving
 
 SMALL = {"prompt": "a paper boat", "width": 64, "height": 64}
@@ -34,9 +36,10 @@ def hand(settings: Settings) -> Iterator[Farmhand]:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The waits between attempts, not waited."""
+    """The waits between attempts, not waited, at their longest."""
     waits: list[float] = []
     monkeypatch.setattr(farm_client.time, "sleep", waits.append)
+    monkeypatch.setattr(farm_client.random, "uniform", lambda _, longest: longest)
     return waits
 
 
@@ -137,7 +140,7 @@ def test_waiting_ends_at_its_limit_and_leaves_the_job_in_peace(farm: Client) -> 
 
 def test_the_clients_models_have_exactly_the_fields_of_the_api(farm: Client) -> None:
     schemas = farm._http.get(f"{farm.base_url}/openapi.json").json()["components"]["schemas"]
-    for name in ("Job", "Batch", "Worker", "Farm", "Problem", "Fault"):
+    for name in ("Job", "Batch", "Tenant", "Worker", "Farm", "Problem", "Fault"):
         model = getattr(farm_client, name)
         assert set(model.model_fields) == set(schemas[name]["properties"]), name
 
@@ -145,26 +148,78 @@ def test_the_clients_models_have_exactly_the_fields_of_the_api(farm: Client) -> 
 def test_a_farm_that_is_away_is_said_after_a_few_attempts(quick: list[float]) -> None:
     with Client(f"http://127.0.0.1:{free_port()}") as client:
         for ask in (client.farm, lambda: client.submit(SMALL)):
-            with pytest.raises(Unreachable):
+            with pytest.raises(Unreachable) as away:
                 ask()
-    assert quick == [0.25, 0.5, 1.0] * 2
+            assert not away.value.heard
+    assert quick == [0.25, 0.5, 1.0, 2.0] * 2
 
 
-def test_reading_is_repeated_while_the_farm_is_unavailable_and_submitting_is_not(quick: list[float]) -> None:
-    asked: list[str] = []
+@pytest.mark.parametrize("status", [429, 502, 503, 504])
+def test_everything_is_asked_again_while_the_farm_is_unavailable(status: int, quick: list[float]) -> None:
+    asked: list[Asked] = []
 
-    def answer(method: str) -> tuple[int, dict[str, str], dict[str, Any]]:
-        asked.append(method)
-        problem = {"type": "about:blank", "title": "away", "status": 503, "detail": "Postgres"}
-        return (200, {}, {"batches": []}) if asked[-3:] == ["GET"] * 3 else (503, {"Retry-After": "2"}, problem)
+    def answer(one: Asked) -> Answer:
+        asked.append(one)
+        problem = {"type": "about:blank", "title": "away", "status": status, "detail": "Postgres"}
+        return (200, {}, {"batches": []}) if len(asked) == 3 else (status, {"Retry-After": "2"}, problem)
 
     with answering(answer) as url, Client(url) as client:
         assert client.batches() == []
-        assert quick == [2.0, 2.0]
-        with pytest.raises(ServerError) as away:
-            client.submit(SMALL)
-    assert away.value.retry_after_s == 2.0
-    assert asked == ["GET", "GET", "GET", "POST"]
+        assert quick == [2.25, 2.5]
+        with pytest.raises((ServerError, Refused)) as away:
+            client.submit_batch("boats", [SMALL])
+    assert away.value.problem.status == status
+    assert [one.method for one in asked] == ["GET"] * 3 + ["POST"] * 5
+    assert len({(one.key, one.body) for one in asked[3:]}) == 1
+    assert asked[3].key
+    assert json.loads(asked[3].body) == SMALL
+
+
+def test_a_farm_that_wants_to_be_left_alone_for_long_is(quick: list[float]) -> None:
+    problem = {"type": "about:blank", "title": "full", "status": 503, "detail": "come back tomorrow"}
+    full = answering(lambda _: (503, {"Retry-After": "3600"}, problem))
+    with full as url, Client(url) as client, pytest.raises(ServerError) as away:
+        client.submit(SMALL)
+    assert (away.value.retry_after_s, quick) == (3600, [])
+
+
+def test_an_answer_that_is_lost_on_its_way_costs_nothing_and_submits_once(farm: Client) -> None:
+    """The proxy cuts each connection when the commit is done and the answer begins to come."""
+    with cutting(farm.base_url, cuts=2) as proxy, Client(proxy.url) as client:
+        batch = client.submit_batch("boats", ({**SMALL, "seed": seed} for seed in range(5_000)))
+        assert proxy.left == 0
+    assert [found.id for found in farm.batches()] == [batch.id]
+    assert (batch.jobs, farm.farm().counts["queued"]) == (5_000, 5_000)
+    with cutting(farm.base_url, cuts=1) as proxy, Client(proxy.url) as client:
+        job = client.submit(SMALL)
+        assert proxy.left == 0
+    assert farm.job(job).request == job.request
+    assert farm.farm().counts["queued"] == 5_001
+
+
+def test_whoever_lost_the_connection_for_good_asks_again_with_the_key(farm: Client, quick: list[float]) -> None:
+    with cutting(farm.base_url, cuts=99) as proxy, Client(proxy.url) as client, pytest.raises(Unreachable) as lost:
+        client.submit_batch("boats", [SMALL, SMALL], key="autumn")
+    assert lost.value.heard
+    (batch,) = farm.batches()
+    assert farm.submit_batch("boats", [SMALL, SMALL], key="autumn").id == batch.id
+    with pytest.raises(Refused, match="Idempotency-Key"):
+        farm.submit_batch("boats", [SMALL], key="autumn")
+    assert len(farm.batches()) == 1
+    with pytest.raises(Refused, match="Idempotency-Key: must be 1 to 255 visible ASCII"):
+        farm.submit(SMALL, key="秋")
+
+
+def test_a_batch_and_a_job_are_a_tenants(farm: Client) -> None:
+    batch = farm.submit_batch("boats", [SMALL], tenant="acme", weight=2)
+    assert (batch.tenant, batch.weight) == ("acme", 2)
+    assert [farm.submit(SMALL, **whose).tenant for whose in ({}, {"tenant": "acme"})] == ["default", "acme"]
+    assert farm.weigh_tenant("acme", 3).weight == 3
+    assert [(tenant.name, tenant.weight) for tenant in farm.tenants()] == [("acme", 3)]
+    with pytest.raises(Refused, match="tenant"):
+        farm.submit(SMALL, tenant="a b")
+    with pytest.raises(Refused, match="weight"):
+        farm.weigh_tenant("acme", 0)
 
 
 def test_another_server_at_that_address_is_told_from_a_farm() -> None:
@@ -173,20 +228,42 @@ def test_another_server_at_that_address_is_told_from_a_farm() -> None:
         client.farm()
 
 
+@dataclass(frozen=True)
+class Asked:
+    """A request, as a server that is no farm sees it."""
+
+    method: str
+    key: str | None
+    body: bytes
+
+
+Answer = tuple[int, dict[str, str], dict[str, Any]]
+"""Status, headers, body."""
+
+
 @contextmanager
-def answering(answer: Callable[[str], tuple[int, dict[str, str], dict[str, Any]]]) -> Iterator[str]:
-    """A server that is no farm: ``answer`` gives status, headers and body for each method asked."""
+def answering(answer: Callable[[Asked], Answer]) -> Iterator[str]:
+    """A server that is no farm."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def _reply(self) -> None:
-            self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            status, headers, content = answer(self.command)
+            status, headers, content = answer(Asked(self.command, self.headers["Idempotency-Key"], self._body()))
             body = json.dumps(content).encode()
             self.send_response(status)
             for name, value in {**headers, "Content-Length": str(len(body))}.items():
                 self.send_header(name, value)
             self.end_headers()
             self.wfile.write(body)
+
+        def _body(self) -> bytes:
+            if "chunked" not in self.headers.get("Transfer-Encoding", ""):
+                return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            pieces = []
+            while size := int(self.rfile.readline(), 16):
+                pieces.append(self.rfile.read(size))
+                self.rfile.readline()
+            self.rfile.readline()
+            return b"".join(pieces)
 
         do_GET = do_POST = _reply  # noqa: N815  # http.server's names
 

@@ -80,7 +80,11 @@ def _belongs(process: psutil.Process, command: CommandLine) -> bool:
 def farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
     command = command_line(tmp_path_factory.mktemp("farm"))
     with up(command):
-        until(lambda: command.run("status").returncode == 0 and command.json("status")["workers"])
+        until(
+            lambda: command.run("status").returncode == 0 and command.json("status")["workers"],
+            timeout_s=180,
+            pause_s=1,
+        )
         yield command
 
 
@@ -160,6 +164,8 @@ def test_a_prompt_with_more_tokens_than_the_model_reads_fails_and_says_so(farm: 
     [
         (("submit", "a", "--width", "0"), 2, "width"),
         (("submit",), 2, "either a prompt or --file"),
+        (("submit", "a", "--weight", "2"), 2, "--weight"),
+        (("submit", "a", "--tenant", "a b"), 2, "tenant"),
         (("submit", "--file", "/nowhere.csv"), 2, "/nowhere.csv"),
         (("status", str(uuid4())), 4, "404"),
         (("status", "no-uuid"), 2, "UUID"),
@@ -202,6 +208,31 @@ def test_a_batch_that_was_a_mistake_can_be_cancelled(farm: CommandLine) -> None:
     cancelled = farm.json("cancel", submitted["id"])
     assert cancelled["counts"]["cancelled"] == 300
     assert farm.run("wait", submitted["id"]).returncode == 1
+    again = farm.run("cancel", submitted["id"])
+    assert (again.returncode, "nothing was left to cancel" in again.stdout) == (0, True)
+
+
+def test_what_has_ended_is_cancelled_without_an_error_be_it_a_job_or_a_batch(farm: CommandLine) -> None:
+    size = ("--width", "64", "--height", "64", "--steps", "1")
+    job = farm.json("submit", "a", *size, "--wait")
+    batch = json.loads(farm.run("submit", "--file", "-", *size, "--wait", "--json", stdin="prompt\na\n").stdout)
+    for ended in (job, batch):
+        cancelled = farm.run("cancel", ended["id"])
+        assert (cancelled.returncode, cancelled.stderr) == (0, "")
+        assert "succeeded" in cancelled.stdout
+        assert "nothing was left to cancel" in cancelled.stdout
+        assert "nothing was left" not in farm.run("cancel", ended["id"], "--json").stdout
+
+
+def test_the_same_command_with_the_same_key_submits_once_for_its_tenant(farm: CommandLine) -> None:
+    words = ("submit", "--file", "-", "--key", "autumn", "--tenant", "acme", "--weight", "2", "--json")
+    first, again = (json.loads(farm.run(*words, stdin="prompt,width,height\na,64,64\n").stdout) for _ in range(2))
+    assert (first["id"], first["tenant"], first["weight"]) == (again["id"], "acme", 2)
+    assert "of tenant acme" in farm.run("status", first["id"]).stdout
+    other = farm.run(*words, stdin="prompt,width,height\nb,64,64\n")
+    assert (other.returncode, "Idempotency-Key" in other.stderr) == (2, True)
+    job = farm.json("submit", "a", "--width", "64", "--height", "64", "--steps", "1", "--tenant", "acme")
+    assert "of tenant acme" in farm.run("status", job["id"]).stdout
 
 
 def test_a_second_farm_in_the_same_folder_is_refused(farm: CommandLine) -> None:

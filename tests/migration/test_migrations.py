@@ -1,12 +1,15 @@
+from uuid import uuid4
+
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import inspect, text
 
 from producer.jobs import schema
+from producer.jobs.contract import Submission
 from producer.jobs.errors import SchemaMismatch, SettingsError, Unavailable
 from producer.jobs.settings import Settings
-from producer.jobs.store import connect
+from producer.jobs.store import Store, connect
 from producer.jobs.table import metadata
 
 
@@ -66,3 +69,35 @@ def test_the_views_for_dashboards_answer(url: str) -> None:
         for view in ("ops_backlog", "ops_workers"):
             assert connection.execute(text(f"SELECT * FROM {view}")).all() == []
     engine.dispose()
+
+
+def test_jobs_that_wait_while_the_farm_gets_lanes_keep_their_place(url: str) -> None:
+    schema.downgrade(url, "0001")
+    engine = connect(url)
+    with engine.begin() as connection:
+        connection.execute(text("INSERT INTO batches (id, name) VALUES (gen_random_uuid(), 'b')"))
+        for batch in ("NULL", "(SELECT id FROM batches)"):
+            for priority in (2, 1):
+                connection.execute(
+                    text(
+                        "INSERT INTO jobs (id, batch_id, priority, request, max_failures)"
+                        f" VALUES (gen_random_uuid(), {batch}, {priority}, CAST(:request AS jsonb), 3)"
+                    ),
+                    {"request": Submission(prompt="a", width=250, height=250, steps=10).request().model_dump_json()},
+                )
+    engine.dispose()
+    schema.upgrade(url)
+    store = Store.at(url)
+    jobs, _ = store.jobs()
+    holder = uuid4()
+    assert store.lead(holder, leader_s=60)
+    lanes = store.lanes()
+    assert sorted((lane.batch_id is None, lane.priority.rank) for lane in lanes) == [
+        (False, 1), (False, 2), (True, 1), (True, 2),
+    ]  # fmt: skip
+    messages = store.next_messages(holder, {lane.id: 9 for lane in lanes})
+    assert {following.message.job_id for following in messages} == {job.id for job in jobs}
+    assert {following.work for following in messages} == {jobs[0].request.work}
+    assert store.submit(Submission(prompt="a"), max_failures=3).tenant == "default"
+    assert len(store.lanes()) == 4, "a job alone goes into the lane that its like were given"
+    store.close()

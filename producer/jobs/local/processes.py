@@ -23,13 +23,13 @@ import psutil
 
 from producer.jobs.errors import SettingsError
 from producer.jobs.local.folder import read_json, write_private
+from producer.jobs.settings import OWNER_VARIABLE
 
 GRACE_S = 10.0
 POLL_S = 0.02
 TAIL_LINES = 20
 # psutil derives a process's creation from the boot time, which moves by as much as the clock is corrected.
 CLOCK_STEP_S = 2.0
-OWNER_VARIABLE = "OVIS_SUPERVISED_BY"
 # Waits for a line before it becomes the command; ends if the supervisor dies before having sent it.
 GATE = 'read -r go && exec "$@" </dev/null'
 

@@ -28,6 +28,11 @@ def test_guidance_outside_0_to_20_is_refused(guidance: float) -> None:
     assert refusal(guidance=guidance).startswith("guidance: ")
 
 
+@pytest.mark.parametrize("field", ["width", "height", "steps", "guidance", "seed", "quality"])
+def test_a_truth_value_is_no_number(field: str) -> None:
+    assert "must be a number" in refusal(**{field: True})
+
+
 def test_an_unknown_field_is_refused_by_its_name() -> None:
     assert refusal(strength=0.5).startswith("strength: ")
 

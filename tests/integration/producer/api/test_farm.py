@@ -50,6 +50,7 @@ def test_a_missing_redis_and_bucket_are_named_while_jobs_are_still_taken(setting
         assert ready.status_code == 503
         assert ready.json()["Postgres"] == "ok"
         assert "Redis" in ready.json()["Redis"]
+        assert "\n" not in ready.json()["Redis"]
         assert httpx.get(f"{url}/healthz").status_code == 200
         assert httpx.post(f"{url}/api/v1/jobs", json={"prompt": "a"}).status_code == 201
         assert 'ovis_dependency_up{dependency="Redis"} 0.0' in httpx.get(f"{url}/metrics").text
@@ -65,7 +66,8 @@ def test_without_postgres_every_door_says_so(settings: Settings) -> None:
         assert page.status_code == 503
         assert "goes on asking" in page.text
         assert httpx.get(f"{url}/overview", timeout=30).status_code == 503
-        assert "Postgres" in httpx.get(f"{url}/readyz", timeout=30).json()["Postgres"]
+        said = httpx.get(f"{url}/readyz", timeout=30).json()["Postgres"]
+        assert ("Postgres" in said, "\n" in said) == (True, False)
 
 
 @contextmanager

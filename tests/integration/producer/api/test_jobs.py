@@ -7,8 +7,9 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from producer.jobs.contract import Job
+from producer.jobs.contract import Job, Message
 from tests.farm import Farmhand
+from tests.waiting import until
 
 JOBS = "/api/v1/jobs"
 PROBLEM = "application/problem+json"
@@ -60,6 +61,20 @@ def test_a_job_is_cancelled_once_and_a_finished_one_not_at_all(api: httpx.Client
     hand.succeed(as_job(drawn))
     assert assert_problem(api.post(f"{JOBS}/{drawn['id']}/cancel"), 409)["state"] == "succeeded"
     assert_problem(api.post(f"{JOBS}/{uuid4()}/cancel"), 404)
+
+
+def test_a_queued_job_is_cancelled_at_once_and_never_drawn_though_its_message_is_out(
+    api: httpx.Client, hand: Farmhand
+) -> None:
+    job = as_job(submit(api))
+    batch = api.post("/api/v1/batches", json={"name": "b", "jobs": [{"prompt": "a"}] * 3}).json()
+    until(lambda: sum(hand.store.window(lease_s=20).published.values()))  # the API's own dispatcher publishes
+    assert api.post(f"{JOBS}/{job.id}/cancel").json()["state"] == "cancelled"
+    assert api.post(f"/api/v1/batches/{batch['id']}/cancel").json()["counts"]["cancelled"] == 3
+    for one in [job, *hand.store.batch_jobs(batch["id"])]:
+        assert hand.store.claim(Message(one.id, one.claim + 1), hand.id) is None
+    until(lambda: not sum(hand.store.window(lease_s=20).published.values()))  # and its place is another's
+    assert api.get("/api/v1/farm").json()["counts"]["cancelled"] == 4
 
 
 def test_the_image_of_a_succeeded_job_is_a_redirect_to_the_bucket(api: httpx.Client, hand: Farmhand) -> None:

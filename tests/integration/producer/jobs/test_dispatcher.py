@@ -1,23 +1,35 @@
 import base64
 import json
+import logging
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from uuid import uuid4
+from uuid import UUID, uuid4
 
+import httpx
+import psycopg
 import pytest
 import redis
+from sqlalchemy import text
 
-from producer.jobs.contract import QUEUE, Message, State, Submission
-from producer.jobs.dispatcher import Dispatcher, Throughput
-from producer.jobs.errors import Unavailable
+from producer.api.answers import PREFIX
+from producer.jobs.broker import LISTS
+from producer.jobs.contract import DEFAULT_TENANT, QUEUE, Message, Outgoing, Priority, State, Submission
+from producer.jobs.dispatcher import MOST_WAITING, Dispatcher, Throughput
+from producer.jobs.errors import SchemaMismatch, Unavailable
 from producer.jobs.queue import Queue
 from producer.jobs.settings import Durations, Settings
 from producer.jobs.store import Store
+from tests.farm import environment, serving
 from tests.waiting import until
 
 FAST = Durations(scale=0.02)
+SLOW = Durations(scale=50)
+"""For turns that a test takes itself: neither the post nor a lease ends meanwhile, and nothing is audited."""
 
 
 @pytest.fixture
@@ -35,8 +47,8 @@ def broker(settings: Settings) -> Iterator["redis.Redis"]:
 
 
 @contextmanager
-def running(store: Store, queue: Queue) -> Iterator[Dispatcher]:
-    dispatcher, stop = Dispatcher(store, queue, FAST), threading.Event()
+def running(store: Store, queue: Queue, durations: Durations = FAST) -> Iterator[Dispatcher]:
+    dispatcher, stop = Dispatcher(store, queue, durations), threading.Event()
     thread = threading.Thread(target=dispatcher.run, args=(stop,))
     thread.start()
     try:
@@ -47,9 +59,12 @@ def running(store: Store, queue: Queue) -> Iterator[Dispatcher]:
         assert not thread.is_alive()
 
 
-def submit(store: Store, count: int = 1) -> list[str]:
+def submit(
+    store: Store, count: int = 1, priority: Priority = Priority.STANDARD, tenant: str = DEFAULT_TENANT
+) -> list[str]:
     """Submits so many and returns the task ids of their first claims, in order."""
-    batch = store.submit_batch("b", [Submission(prompt="a") for _ in range(count)], max_failures=3)
+    rows = [Submission(prompt="a", priority=priority) for _ in range(count)]
+    batch = store.submit_batch("b", rows, max_failures=3, tenant=tenant)
     return [Message(job.id, 1).task_id for job in store.batch_jobs(batch.id)]
 
 
@@ -57,6 +72,8 @@ def beat(store: Store, workers: int) -> None:
     row = {"host": "h", "pid": 1, "device": "cpu", "model": "m", "revision": "r", "version": "0", "capacity": 1}
     for _ in range(workers):
         store.beat(uuid4(), row, "[]")
+    with store._begin() as connection:  # however slow the machine is, none of them falls silent
+        connection.execute(text("UPDATE workers SET heartbeat_at = now() + interval '1 hour'"))
 
 
 def test_a_message_holds_the_jobs_id_and_claim_and_nothing_of_its_contents(
@@ -65,7 +82,7 @@ def test_a_message_holds_the_jobs_id_and_claim_and_nothing_of_its_contents(
     (task_id,) = submit(store)
     with running(store, queue):
         until(lambda: queue.waiting() == {task_id})
-    (body,) = broker.lrange(QUEUE, 0, -1)
+    (body,) = broker.lrange(LISTS[Priority.STANDARD], 0, -1)
     job_id, _, claim = task_id.partition(":")
     (arguments, *_rest) = json.loads(base64.b64decode(json.loads(body)["body"]))
     assert arguments == [job_id, int(claim)]
@@ -78,12 +95,12 @@ def test_redis_holds_only_a_window_however_long_the_backlog_is(store: Store, que
         until(lambda: queue.depth() == 3)
         time.sleep(10 * FAST.top_up_s)
         assert queue.depth() == 3
-    assert store.window(lease_s=60) == (3, 3)
+    window = store.window(lease_s=60)
+    assert (sum(window.published.values()), window.workers) == (3, 3)
 
 
 def test_a_commit_is_published_at_once(store: Store, queue: Queue) -> None:
-    slow = Durations(scale=50)  # a top-up every 10 s: only the notification can be quick
-    dispatcher, stop = Dispatcher(store, queue, slow), threading.Event()
+    dispatcher, stop = Dispatcher(store, queue, SLOW), threading.Event()  # only the notification can be quick
     thread = threading.Thread(target=dispatcher.run, args=(stop,))
     thread.start()
     try:
@@ -98,23 +115,53 @@ def test_a_commit_is_published_at_once(store: Store, queue: Queue) -> None:
 
 
 def test_messages_that_redis_lost_are_published_again(store: Store, queue: Queue, broker: "redis.Redis") -> None:
-    (task_id,) = submit(store)
+    task_ids = {task_id for priority in Priority for task_id in submit(store, 2, priority)}
+    beat(store, 6)
     with running(store, queue) as dispatcher:
-        until(lambda: queue.waiting() == {task_id})
+        until(lambda: queue.waiting() == task_ids)
         broker.flushdb()
-        until(lambda: queue.waiting() == {task_id})
-        assert dispatcher.counts.republished >= 1
+        until(lambda: queue.waiting() == task_ids)
+        assert dispatcher.counts.republished >= 6
 
 
+@pytest.mark.parametrize("priority", list(Priority))
 def test_a_message_that_a_dead_worker_took_along_is_published_again(
+    store: Store, queue: Queue, broker: "redis.Redis", priority: Priority
+) -> None:
+    (task_id,) = submit(store, 1, priority)
+    with running(store, queue):
+        until(lambda: queue.waiting() == {task_id})
+        (body,) = broker.lrange(LISTS[priority], 0, -1)
+        broker.delete(LISTS[priority])
+        broker.hset("unacked", "some-tag", json.dumps([json.loads(body), "", QUEUE]))
+        until(lambda: queue.waiting() == {task_id})
+
+
+def test_a_lost_message_is_back_within_five_seconds_at_full_durations(
     store: Store, queue: Queue, broker: "redis.Redis"
+) -> None:
+    (task_id,) = submit(store)
+    with running(store, queue, Durations()):
+        until(lambda: queue.waiting() == {task_id})
+        time.sleep(1)  # lost soon after it was published, which is when the audit looks latest
+        broker.flushdb()
+        until(lambda: queue.waiting() == {task_id}, timeout_s=5)
+
+
+def test_a_queue_longer_than_any_window_is_emptied_and_what_should_be_there_published_again(
+    store: Store, queue: Queue, broker: "redis.Redis", caplog: pytest.LogCaptureFixture
 ) -> None:
     (task_id,) = submit(store)
     with running(store, queue):
         until(lambda: queue.waiting() == {task_id})
-        body = broker.rpop(QUEUE)
-        broker.hset("unacked", "some-tag", json.dumps([json.loads(body), "", QUEUE]))
-        until(lambda: queue.waiting() == {task_id})
+        with broker.pipeline() as pipe:
+            for name in LISTS.values():
+                pipe.delete(name)
+            pipe.rpush(QUEUE, *[b"{}"] * (MOST_WAITING + 1))
+            pipe.execute()
+        until(lambda: queue.depth() == 1)
+    assert queue.waiting() == {task_id}
+    assert "emptied" in caplog.text
 
 
 def test_a_message_that_still_waits_is_not_published_twice(store: Store, queue: Queue) -> None:
@@ -145,6 +192,183 @@ def test_one_of_two_leads_and_the_other_takes_over(store: Store, queue: Queue) -
             assert sum((first.leading, second.leading)) >= 1
 
 
+@contextmanager
+def another_dispatcher(settings: Settings) -> Iterator["subprocess.Popen[bytes]"]:
+    """One in a process of its own, at full durations."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "producer.cli", "dispatcher"],
+        env=environment(settings) | {"OVIS_TIME_SCALE": "1"},
+        stderr=subprocess.PIPE,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_another_leads_within_five_seconds_of_the_leaders_death(settings: Settings, store: Store, queue: Queue) -> None:
+    with another_dispatcher(settings) as process:
+        submit(store)
+        until(lambda: queue.depth() == 1)
+        with running(store, queue, Durations()) as second:
+            time.sleep(1)
+            assert not second.leading
+            process.kill()
+            until(lambda: second.leading, timeout_s=5)
+
+
+def test_another_leads_within_five_seconds_of_the_leaders_freezing_and_the_frozen_one_wakes_up_harmless(
+    settings: Settings, store: Store, queue: Queue
+) -> None:
+    with another_dispatcher(settings) as process:
+        task_ids = submit(store, 20)
+        until(lambda: queue.depth() == 1)
+        with running(store, queue, Durations()) as second:
+            process.send_signal(signal.SIGSTOP)
+            until(lambda: second.leading, timeout_s=5)
+            beat(store, 5)
+            until(lambda: queue.depth() == 5)
+            process.send_signal(signal.SIGCONT)
+            time.sleep(2)
+            assert second.leading
+            assert sum(store.window(lease_s=60).published.values()) == queue.depth() == 5
+    assert queue.waiting() == set(task_ids[:5])
+
+
+def test_a_leader_that_lost_its_post_publishes_nothing(store: Store, queue: Queue) -> None:
+    dispatcher = Dispatcher(store, queue, SLOW)
+    dispatcher.turn()
+    assert dispatcher.leading
+    store.resign(dispatcher.id)
+    store.lead(uuid4(), leader_s=60)
+    submit(store, 3)
+    dispatcher.turn()
+    assert (queue.depth(), dispatcher.counts.published) == (0, 0)
+    assert len(store.lanes()) == 3, "it closed nothing"
+
+
+def test_an_urgent_job_is_let_into_a_full_window_and_only_one_at_a_time(store: Store, queue: Queue) -> None:
+    submit(store, 5, Priority.BULK)
+    beat(store, 2)
+    with running(store, queue):
+        until(lambda: queue.depth() == 2)
+        submit(store, 3, Priority.INTERACTIVE)
+        until(lambda: queue.depth() == 3)
+        time.sleep(10 * FAST.top_up_s)
+        assert store.window(lease_s=60).published == {
+            Priority.INTERACTIVE: 1, Priority.STANDARD: 0, Priority.BULK: 2,
+        }  # fmt: skip
+
+
+def test_a_bulk_job_is_not_let_into_a_full_window(store: Store, queue: Queue) -> None:
+    submit(store, 5, Priority.STANDARD)
+    submit(store, 5, Priority.BULK)
+    with running(store, queue):
+        until(lambda: queue.depth() == 1)
+        time.sleep(10 * FAST.top_up_s)
+        assert store.window(lease_s=60).published[Priority.BULK] == 0
+        assert queue.depth() == 1
+
+
+def claim_all(store: Store, queue: Queue, worker: UUID, owner: dict[UUID, str]) -> list[str]:
+    """Plays a worker that takes whatever is published; returns whose jobs they were."""
+    messages = [Message(UUID(task_id[:36]), int(task_id[37:])) for task_id in queue.waiting()]
+    return [owner[message.job_id] for message in messages if store.claim(message, worker)]
+
+
+def test_a_new_tenant_with_ten_jobs_does_not_wait_for_one_with_thousands(store: Store, queue: Queue) -> None:
+    large = store.submit_batch("b", [Submission(prompt="a")] * 2000, max_failures=3, tenant="large")
+    owner = {job.id: "large" for job in store.batch_jobs(large.id, limit=2000)}
+    worker, dispatcher = uuid4(), Dispatcher(store, queue, SLOW)
+    dispatcher.turn()
+    claim_all(store, queue, worker, owner)
+    small = store.submit_batch("b", [Submission(prompt="a")] * 10, max_failures=3, tenant="small")
+    owner |= {job.id: "small" for job in store.batch_jobs(small.id)}
+    served: list[str] = []
+    while served.count("small") < 10:
+        dispatcher.turn()
+        served += claim_all(store, queue, worker, owner)
+        ahead = served.count("large") - served.count("small")
+        assert ahead <= 2 or served.count("small") == 10, "every second job is the small tenant's"
+
+
+def test_lanes_that_hold_nothing_due_do_not_keep_others_waiting(store: Store, queue: Queue) -> None:
+    worker = uuid4()
+    for number in range(110):
+        job = store.submit(Submission(prompt="a"), max_failures=3, tenant=f"waits {number}")
+        claim = store.claim(Message(job.id, 1), worker)
+        assert claim is not None
+        store.retry(claim, "internal", "tried again later", delay_s=600)
+    dispatcher = Dispatcher(store, queue, SLOW)
+    dispatcher.turn()
+    assert (queue.depth(), len(store.lanes())) == (0, 110)
+    (task_id,) = submit(store, 1, tenant="is due")
+    dispatcher.turn()
+    assert queue.waiting() == {task_id}
+
+
+def test_lanes_that_hold_nothing_more_are_closed(store: Store, queue: Queue) -> None:
+    submit(store, 2)
+    worker, dispatcher = uuid4(), Dispatcher(store, queue, SLOW)
+    for _ in range(3):
+        dispatcher.turn()
+        for task_id in queue.waiting():
+            store.claim(Message(UUID(task_id[:36]), 1), worker)
+    dispatcher.turn()
+    assert store.lanes() == []
+
+
+def test_a_dispatcher_that_finds_the_schema_ahead_stops(settings: Settings, store: Store, queue: Queue) -> None:
+    raised: list[SchemaMismatch] = []
+    dispatcher, stop = Dispatcher(store, queue, FAST), threading.Event()
+
+    def run() -> None:
+        try:
+            dispatcher.run(stop)
+        except SchemaMismatch as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    until(lambda: dispatcher.leading)
+    migrate_ahead(settings)
+    thread.join(20)
+    assert not thread.is_alive()
+    assert "ahead" in str(raised[0])
+    assert not dispatcher.leading
+
+
+def test_the_role_ends_with_its_code_and_one_line_when_the_schema_is_ahead(settings: Settings, store: Store) -> None:
+    with another_dispatcher(settings) as process:
+        submit(store)
+        until(lambda: sum(store.window(lease_s=60).published.values()) == 1)
+        migrate_ahead(settings)
+        assert process.wait(10) == 2
+        assert process.stderr is not None
+        told = process.stderr.read().decode()
+    assert "ahead" in told.strip().splitlines()[-1]
+    assert "Traceback" not in told
+
+
+def test_an_api_stops_dispatching_and_goes_on_answering_when_the_schema_is_ahead(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    with serving(settings) as url:
+        migrate_ahead(settings)
+        until(lambda: any(record.levelno == logging.CRITICAL for record in caplog.records))
+        time.sleep(3 * settings.durations.renew_s)
+        assert httpx.get(f"{url}{PREFIX}/jobs").is_success
+    critical = [record.getMessage() for record in caplog.records if record.levelno == logging.CRITICAL]
+    assert len(critical) == 1
+    assert "dispatches nothing more" in critical[0]
+
+
+def migrate_ahead(settings: Settings) -> None:
+    with psycopg.connect(settings.require("database_url"), autocommit=True) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+
+
 def test_the_jobs_of_a_silent_worker_are_taken_back_after_a_lease(store: Store, queue: Queue) -> None:
     (task_id,) = submit(store)
     job = store.jobs()[0][0]
@@ -160,7 +384,13 @@ def test_the_jobs_of_a_silent_worker_are_taken_back_after_a_lease(store: Store, 
 
 def test_a_redis_that_is_away_is_unavailable() -> None:
     queue = Queue("redis://127.0.0.1:1/0")
-    for ask in (queue.ping, queue.depth, queue.waiting, lambda: queue.publish([Message(uuid4(), 1)])):
+    for ask in (
+        queue.ping,
+        queue.depth,
+        queue.waiting,
+        queue.clear,
+        lambda: queue.publish([Outgoing(Message(uuid4(), 1), Priority.BULK)]),
+    ):
         with pytest.raises(Unavailable, match="Redis"):
             ask()
     queue.close()

@@ -1,12 +1,15 @@
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import replace
 from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import text
 
 from pipeline.request import ImageFormat
-from producer.jobs.contract import Claim, Job, Message, Outcome, Priority, Recorded, State, Submission
-from producer.jobs.errors import IllegalTransition, LostClaim, NotFound, Unavailable
+from producer.jobs.contract import Claim, Job, Message, Outcome, Priority, Recorded, State, Submission, SubmissionKey
+from producer.jobs.errors import IllegalTransition, KeyReused, LostClaim, NotFound, Unavailable
 from producer.jobs.settings import Settings
 from producer.jobs.store import Store
 
@@ -50,8 +53,24 @@ def sql(store: Store, statement: str, **values: object) -> None:
         connection.execute(text(statement), values)
 
 
+def sql_value(store: Store, statement: str) -> object:
+    with store._begin() as connection:
+        return connection.scalar(text(statement))
+
+
 def silence(store: Store, worker_id: UUID) -> None:
     sql(store, "UPDATE workers SET heartbeat_at = now() - interval '1 hour' WHERE id = :id", id=worker_id)
+
+
+def next_messages(store: Store, holder: UUID, limit: int = 10) -> list[Message]:
+    """Up to so many of each open lane, urgent lanes first."""
+    lanes = sorted(store.lanes(), key=lambda lane: (lane.priority.rank, lane.id))
+    found = store.next_messages(holder, {lane.id: limit for lane in lanes})
+    return [following.message for following in sorted(found, key=lambda following: following.priority.rank)]
+
+
+def published(store: Store) -> int:
+    return sum(store.window(lease_s=60).published.values())
 
 
 def outcomes(store: Store, job: Job) -> list[str]:
@@ -107,6 +126,7 @@ def test_a_write_without_the_fence_bounces(store: Store, leader: UUID) -> None:
         lambda: store.retry(lost, "x", "y", delay_s=0),
         lambda: store.give_back(lost),
         lambda: store.mark_alone(lost),
+        lambda: store.note_checkpoint(lost, "checkpoints/x", 1),
     ):
         with pytest.raises(LostClaim):
             write()
@@ -150,7 +170,7 @@ def test_a_retry_waits_for_its_time(store: Store, leader: UUID) -> None:
     job, me = submit(store), worker(store)
     store.retry(claim(store, job, me), "internal", "later", delay_s=60)
     assert store.claim(Message(job.id, 2), me) is None
-    assert store.next_messages(leader, 10) == []
+    assert next_messages(store, leader) == []
 
 
 def test_a_drain_charges_no_failure(store: Store) -> None:
@@ -194,35 +214,211 @@ def test_one_dispatcher_leads_until_its_post_expires(store: Store) -> None:
     assert store.lead(first, leader_s=60)
     assert not store.lead(second, leader_s=60)
     submit(store)
-    assert store.next_messages(second, 5) == []
+    assert next_messages(store, second) == []
     sql(store, "UPDATE leader SET expires_at = now() - interval '1 s'")
-    assert store.next_messages(first, 5) == [], "a leader past its expiry changes nothing"
+    assert next_messages(store, first) == [], "a leader past its expiry changes nothing"
     assert store.lead(second, leader_s=60)
     assert not store.lead(first, leader_s=60)
-    assert len(store.next_messages(second, 5)) == 1
+    assert len(next_messages(store, second)) == 1
 
 
-def test_the_window_takes_the_most_urgent_first_and_each_once(store: Store, leader: UUID) -> None:
-    jobs = [submit(store, priority=priority) for priority in ("bulk", "standard", "interactive", "standard")]
-    first = store.next_messages(leader, 3)
-    assert [message.job_id for message in first] == [jobs[2].id, jobs[1].id, jobs[3].id]
-    assert [message.job_id for message in store.next_messages(leader, 3)] == [jobs[0].id]
-    assert store.window(lease_s=LEASE_S) == (4, 0)
+def test_the_window_takes_of_each_lane_what_is_wanted_the_oldest_first_and_each_once(
+    store: Store, leader: UUID
+) -> None:
+    standard = [submit(store) for _ in range(3)]
+    bulk = [submit(store, priority="bulk") for _ in range(3)]
+    lanes = {lane.priority: lane.id for lane in store.lanes()}
+    wanted = {lanes[Priority.STANDARD]: 2, lanes[Priority.BULK]: 1}
+    assert [following.message.job_id for following in store.next_messages(leader, wanted)] == [
+        standard[0].id, standard[1].id, bulk[0].id,
+    ]  # fmt: skip
+    (following,) = store.next_messages(leader, {lanes[Priority.STANDARD]: 5})
+    assert following.message == Message(standard[2].id, 1)
+    assert (following.priority, following.lane_id) == (Priority.STANDARD, lanes[Priority.STANDARD])
+    assert following.work == standard[2].request.work > 0
+    window = store.window(lease_s=60)
+    assert window.published == {Priority.INTERACTIVE: 0, Priority.STANDARD: 3, Priority.BULK: 1}
+
+
+def test_a_lane_is_one_tenants_one_batchs_and_one_prioritys(store: Store) -> None:
+    store.set_tenant_weight("big", 2.5)
+    for tenant in ("big", "small"):
+        for priority in ("bulk", "bulk", "interactive"):
+            store.submit(
+                Submission.model_validate({"prompt": "a", "priority": priority}), max_failures=3, tenant=tenant
+            )
+    batch = store.submit_batch("b", [Submission(prompt="a")], max_failures=3, tenant="big", weight=3)
+    found = {
+        (lane.tenant, lane.tenant_weight, lane.batch_id, lane.batch_weight, lane.priority) for lane in store.lanes()
+    }
+    assert found == {
+        *((tenant, weight, None, 1.0, priority) for tenant, weight in (("big", 2.5), ("small", 1.0))
+          for priority in (Priority.BULK, Priority.INTERACTIVE)),
+        *(("big", 2.5, batch.id, 3.0, priority) for priority in Priority),
+    }  # fmt: skip
+    assert (batch.tenant, batch.weight, store.batch_jobs(batch.id)[0].tenant) == ("big", 3.0, "big")
+    assert [(tenant.name, tenant.weight) for tenant in store.tenants()] == [("big", 2.5)]
+
+
+def test_only_a_lane_without_queued_jobs_closes_and_a_job_that_is_queued_again_opens_it(
+    store: Store, leader: UUID
+) -> None:
+    job, me = submit(store), worker(store)
+    (lane,) = store.lanes()
+    store.close_lanes(leader, [lane.id])
+    assert store.lanes() == [lane], "it holds a queued job"
+    for queue_again in (
+        lambda taken: store.give_back(taken),
+        lambda taken: store.retry(taken, "internal", "x", delay_s=60),
+        lambda taken: (silence(store, me), store.reclaim(leader, lease_s=LEASE_S), beat(store, me)),
+    ):
+        sql(store, "UPDATE jobs SET not_before = now()")
+        taken = claim(store, job, me)
+        store.close_lanes(leader, [lane.id])
+        assert store.lanes() == []
+        queue_again(taken)
+        assert store.lanes() == [lane]
+    store.cancel(job.id)
+    store.close_lanes(uuid4(), [lane.id])
+    assert store.lanes() == [lane], "only the leader closes"
+    store.close_lanes(leader, [lane.id])
+    assert store.lanes() == []
+    submit(store)
+    assert store.lanes() == [lane]
+
+
+def test_a_lane_in_which_a_job_is_just_being_queued_stays_open(store: Store, leader: UUID) -> None:
+    store.cancel(submit(store).id)
+    (lane,) = store.lanes()
+    with store._begin() as submitting:
+        submitting.execute(text("UPDATE lanes SET open = true"))  # as every submission does before its commit
+        store.close_lanes(leader, [lane.id])
+    assert store.lanes() == [lane]
+
+
+def test_the_same_key_gives_the_first_answer(store: Store) -> None:
+    key = SubmissionKey("k", "f")
+    first = store.submit(Submission(prompt="a"), max_failures=3, key=key)
+    assert store.submit(Submission(prompt="a"), max_failures=3, key=key) == first
+    batch_key = SubmissionKey("kb", "g")
+    batch = store.submit_batch("b", [Submission(prompt="a")] * 2, max_failures=3, key=batch_key)
+    assert store.submit_batch("b", iter(()), max_failures=3, key=batch_key) == batch
+    assert len(store.jobs()[0]) == 3
+    other = store.submit(Submission(prompt="a"), max_failures=3, key=key, tenant="another")
+    assert other.id != first.id, "a key is its tenant's own"
+
+
+def test_a_key_of_another_submission_is_refused(store: Store) -> None:
+    store.submit(Submission(prompt="a"), max_failures=3, key=SubmissionKey("k", "f"))
+    with pytest.raises(KeyReused, match="'k'"):
+        store.submit(Submission(prompt="b"), max_failures=3, key=SubmissionKey("k", "g"))
+    assert len(store.jobs()[0]) == 1
+
+
+def test_a_submission_that_failed_frees_its_key(store: Store) -> None:
+    def broken() -> Iterator[Submission]:
+        yield Submission(prompt="a")
+        raise RuntimeError("the file ends here")
+
+    key = SubmissionKey("k", "f")
+    with pytest.raises(RuntimeError):
+        store.submit_batch("b", broken(), max_failures=3, key=key)
+    assert store.submit_batch("b", [Submission(prompt="a")], max_failures=3, key=key).jobs == 1
+
+
+def test_two_who_submit_with_one_key_at_once_submit_once(store: Store) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slowly() -> Iterator[Submission]:
+        begun.set()
+        assert go_on.wait(20)
+        yield Submission(prompt="a")
+
+    key = SubmissionKey("k", "f")
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(store.submit_batch, "b", slowly(), max_failures=3, key=key)
+        assert begun.wait(20)
+        second = pool.submit(store.submit_batch, "b", [Submission(prompt="a")], max_failures=3, key=key)
+        assert not wait([second], timeout=0.2).done, "it waits for the first"
+        go_on.set()
+        assert second.result(20) == first.result(20)
+
+
+def test_a_checkpoint_is_kept_through_every_loss_of_the_claim_and_gone_at_the_end(store: Store, leader: UUID) -> None:
+    job, me = submit(store), worker(store)
+    first = claim(store, job, me)
+    assert (first.checkpoint_key, first.checkpoint_step) == (None, 0)
+    store.note_checkpoint(first, "checkpoints/x", 20)
+    store.give_back(first)
+    second = claim(store, job, me)
+    assert (second.checkpoint_key, second.checkpoint_step) == ("checkpoints/x", 20)
+    with pytest.raises(LostClaim):
+        store.note_checkpoint(first, "checkpoints/old", 10)
+    silence(store, me)
+    store.reclaim(leader, lease_s=LEASE_S)
+    third = claim(store, job, worker(store))
+    assert third.checkpoint_step == 20
+    store.retry(third, "internal", "x", delay_s=0)
+    fourth = claim(store, job, worker(store))
+    assert fourth.checkpoint_key is None, "after an error of no class it begins afresh"
+    store.note_checkpoint(fourth, "checkpoints/y", 5)
+    store.record(fourth, IMAGE)
+    assert sql_value(store, "SELECT checkpoint_key FROM jobs") is None
+
+
+def test_a_job_that_is_given_back_keeps_its_place(store: Store, leader: UUID) -> None:
+    first, second = submit(store), submit(store)
+    store.give_back(claim(store, first, worker(store)))
+    assert [message.job_id for message in next_messages(store, leader)] == [first.id, second.id]
+
+
+def test_what_no_row_points_to_and_no_claim_can_write_any_more_is_swept_and_nothing_else(
+    store: Store, leader: UUID
+) -> None:
+    me, done, running, waiting = worker(store), submit(store), submit(store), submit(store)
+    store.give_back(claim(store, done, me))
+    taken = claim(store, done, me)
+    store.record(taken, replace(IMAGE, object_key=f"images/single/{done.id}/2.png"))
+    store.give_back(claim(store, running, me))
+    held = claim(store, running, me)
+    store.note_checkpoint(held, f"checkpoints/{running.id}/1-20.safetensors", 20)
+    store.give_back(claim(store, waiting, me))
+    swept = [
+        f"images/single/{done.id}/1.png",
+        f"checkpoints/{done.id}/2-20.safetensors",
+        f"images/{uuid4()}/{running.id}/1.png",
+        f"checkpoints/{running.id}/1-10.safetensors",
+        f"images/single/{waiting.id}/1.png",
+    ]
+    kept = [
+        f"images/single/{done.id}/2.png",
+        f"checkpoints/{running.id}/1-20.safetensors",
+        f"checkpoints/{running.id}/2-40.safetensors",
+        f"images/single/{running.id}/2.png",
+        f"images/single/{waiting.id}/2.png",
+        f"images/single/{uuid4()}/1.png",
+        f"images/single/{done.id}/1/of/somebody.png",
+        "images/single/no-id/1.png",
+        "somebody's own",
+    ]
+    assert sorted(store.sweepable([*swept, *kept])) == sorted(swept)
+    assert store.sweepable([]) == []
 
 
 def test_a_claim_takes_its_message_out_of_the_window(store: Store, leader: UUID) -> None:
     job, me = submit(store), worker(store)
-    store.next_messages(leader, 1)
+    next_messages(store, leader)
+    assert published(store) == 1
     claim(store, job, me)
-    assert store.window(lease_s=60) == (0, 1)
+    assert (published(store), store.window(lease_s=60).workers) == (0, 1)
 
 
 def test_a_cancelled_job_never_leaves_the_table(store: Store, leader: UUID) -> None:
     job = submit(store)
-    store.next_messages(leader, 1)
+    next_messages(store, leader)
     assert store.cancel(job.id).state is State.CANCELLED
     assert store.cancel(job.id).state is State.CANCELLED
-    assert store.window(lease_s=60) == (0, 0)
+    assert published(store) == 0
     assert store.claim(Message(job.id, 1), worker(store)) is None
 
 
@@ -232,7 +428,7 @@ def test_cancelling_a_batch_ends_what_has_not_ended_and_leaves_the_rest(store: S
     done, running, *_queued = store.batch_jobs(batch.id)
     store.record(claim(store, done, me), IMAGE)
     claim(store, running, me)
-    store.next_messages(leader, 2)
+    next_messages(store, leader)
     cancelled = store.cancel_batch(batch.id)
     assert (cancelled.counts[State.CANCELLED], cancelled.counts[State.SUCCEEDED], cancelled.done) == (3, 1, True)
     assert outcomes(store, running) == ["cancelled"]
@@ -261,10 +457,13 @@ def test_a_finished_job_cannot_be_cancelled(store: Store) -> None:
 
 def test_no_job_of_a_paused_batch_is_published_or_claimed(store: Store, leader: UUID) -> None:
     batch = store.submit_batch("b", [Submission(prompt="a")], max_failures=3)
-    sql(store, "UPDATE batches SET paused = true")
     (job,) = store.batch_jobs(batch.id)
-    assert store.next_messages(leader, 5) == []
+    next_messages(store, leader)
+    sql(store, "UPDATE batches SET paused = true")
+    assert store.lanes() == []
     assert store.claim(Message(job.id, 1), worker(store)) is None
+    assert store.overdue_messages(leader, audit_s=0) == []
+    assert published(store) == 0, "what was published before is taken back"
 
 
 def test_a_batch_is_all_there_or_not_at_all(store: Store) -> None:

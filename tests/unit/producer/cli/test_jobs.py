@@ -6,14 +6,14 @@ from uuid import uuid4
 import pytest
 
 from producer.cli import jobs
-from producer.client import Batch, Client
+from producer.client import Batch, Client, Farm, Job, Unreachable, Worker
 
 
 def test_what_a_partial_submission_leaves_out_is_told_beside_the_json(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    batch = Batch.model_construct(id=uuid4(), name="m", jobs=1, counts={"queued": 1})
-    monkeypatch.setattr(Client, "submit_batch", lambda self, name, rows: batch)
+    batch = Batch.model_construct(id=uuid4(), tenant="default", name="m", jobs=1, counts={"queued": 1})
+    monkeypatch.setattr(Client, "submit_batch", lambda self, name, rows, **_: batch)
     manifest = tmp_path / "m.csv"
     manifest.write_text("prompt,width\ngood,64\n" + "bad,0\n" * 25)
     assert jobs.submit(file=manifest, partial=True, as_json=True) == 0
@@ -23,3 +23,35 @@ def test_what_a_partial_submission_leaves_out_is_told_beside_the_json(
     assert "… and 5 more" in output.err
     assert "left out: 25 rows" in output.err
     assert "left out" not in output.out
+
+
+def test_a_submission_of_which_nobody_knows_tells_the_key_to_ask_again_with(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys: list[str] = []
+    for heard in (True, False):
+
+        def lose(self: Client, _request: object, *, key: str, **_: object) -> Job:
+            keys.append(key)
+            raise Unreachable("http://farm", "lost", heard=heard)  # noqa: B023  # called within the loop
+
+        monkeypatch.setattr(Client, "submit", lose)
+        with pytest.raises(Unreachable):
+            jobs.submit("a boat")
+        assert (f"--key {keys[-1]}" in capsys.readouterr().err) == heard
+    assert keys[0] != keys[1]
+
+
+def test_a_worker_that_draws_in_8_bits_says_so_in_the_farms_table() -> None:
+    worker = Worker.model_construct(
+        host="h",
+        pid=1,
+        device="cuda:0",
+        model="ovis",
+        revision="sha256-1+fp8",
+        drawing=[],
+        heartbeat_age_s=1,
+        live=True,
+    )
+    table = jobs._farm_table(Farm.model_construct(counts={}, workers=[worker]))
+    assert list(table.columns[2].cells) == ["ovis+fp8"]

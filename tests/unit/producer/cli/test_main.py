@@ -3,8 +3,12 @@
 import pytest
 
 from producer import cli
-from producer.client import ClientError, Unreachable
+from producer.client import ClientError, Problem, Refused, ServerError, Unreachable
 from producer.jobs.errors import SettingsError, Unavailable
+
+
+def problem(status: int) -> Problem:
+    return Problem(type="about:blank", title="away", status=status, detail="S3")
 
 
 @pytest.mark.parametrize(
@@ -13,6 +17,8 @@ from producer.jobs.errors import SettingsError, Unavailable
         (SettingsError("set it"), 2, "set it"),
         (Unavailable("Postgres", "connection refused"), 3, "check OVIS_DATABASE_URL"),
         (Unreachable("http://farm", "connection refused"), 3, "http://farm"),
+        (ServerError(problem(503)), 3, "away (503): S3"),
+        (Refused(problem(409)), 2, "away (409): S3"),
         (ClientError("corrupt"), 2, "corrupt"),
     ],
 )

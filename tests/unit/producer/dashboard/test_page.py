@@ -9,7 +9,7 @@ import pytest
 from pipeline.request import ImageRequest
 from producer.dashboard.overview import BatchRow, Drawing, Overview, WorkerCard
 from producer.dashboard.page import _headers, _templates
-from producer.jobs.contract import Batch, Farm, Job, Priority, State, Worker
+from producer.jobs.contract import DEFAULT_TENANT, Batch, Farm, Job, Priority, State, Worker
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 EVIL = "<script>alert('x')</script>"
@@ -19,6 +19,7 @@ def job(**changes: Any) -> Job:
     fields: dict[str, Any] = dict.fromkeys(Job.model_fields)
     fields |= {
         "id": uuid4(),
+        "tenant": DEFAULT_TENANT,
         "position": 0,
         "priority": Priority.STANDARD,
         "state": State.FAILED,
@@ -32,8 +33,10 @@ def job(**changes: Any) -> Job:
     return Job.model_validate(fields | changes)
 
 
-def batch(**counts: int) -> Batch:
-    return Batch.of(id=uuid4(), name=EVIL, created_at=NOW, jobs=sum(counts.values()), counts=counts)
+def batch(tenant: str = DEFAULT_TENANT, **counts: int) -> Batch:
+    return Batch.of(
+        id=uuid4(), tenant=tenant, name=EVIL, weight=1, created_at=NOW, jobs=sum(counts.values()), counts=counts
+    )
 
 
 def worker(**changes: Any) -> Worker:
@@ -126,6 +129,21 @@ def test_a_bar_is_as_long_as_its_parts_and_full_only_at_the_end() -> None:
         (State.RUNNING, 99.9, 0.1),
     ]
     assert row.finished_percent == 99
+
+
+def test_it_is_said_whose_each_batch_is_once_there_are_several_tenants() -> None:
+    own = BatchRow(batch(queued=1), [])
+    assert 'title="tenant"' not in drawn(overview(batches=[own]))
+    page = drawn(overview(batches=[own, BatchRow(batch("acme", queued=1), [])]))
+    assert '<span title="tenant" dir="auto">acme</span>' in page
+    assert '<span title="tenant" dir="auto">default</span>' in page
+
+
+def test_a_worker_that_draws_in_8_bits_says_so() -> None:
+    cards = [WorkerCard(worker(model="ovis", revision=revision), []) for revision in ("sha256-1", "sha256-1+fp8")]
+    plain, fp8 = (drawn(overview(workers=[card])) for card in cards)
+    assert ">ovis</span>" in plain
+    assert ">ovis+fp8</span>" in fp8
 
 
 def test_nothing_is_loaded_from_elsewhere_but_pictures() -> None:

@@ -95,3 +95,24 @@ def test_a_server_that_is_away_is_told_with_what_to_do(dependency: str, variable
 
 def test_other_errors_are_told_in_their_own_words() -> None:
     assert told(SettingsError("set it")) == "set it"
+
+
+def test_a_variable_that_is_no_setting_is_told_with_the_setting_that_it_may_be(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for variable in ("OVIS_MODLE", "OVIS_XYZZY", "OVIS_MODEL", "ovis_device"):
+        monkeypatch.setenv(variable, "tiny")
+    load_settings()
+    assert caplog.messages == [
+        "OVIS_MODLE is no setting, and nothing reads it: is it OVIS_MODEL?",
+        "OVIS_XYZZY is no setting, and nothing reads it",
+    ]
+
+
+def test_a_process_whose_supervisor_has_told_it_says_nothing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("OVIS_MODLE", "tiny")
+    monkeypatch.setenv("OVIS_SUPERVISED_BY", "/srv/farm/processes.json")
+    load_settings()
+    assert caplog.messages == []

@@ -1,0 +1,77 @@
+"""What stands beside a body when jobs are handed in: whose they are, what they weigh, and the idempotency key.
+
+The key is the one of the IETF draft "The Idempotency-Key HTTP Header Field": the same key with the same submission is
+answered as at first, with another it is refused. Keys are each tenant's own.
+"""
+
+import hashlib
+import json
+import re
+from typing import Annotated
+
+from fastapi import Header, Path, Query, Request
+from pydantic import AfterValidator, WithJsonSchema
+
+from producer.jobs.contract import SubmissionKey
+
+IDEMPOTENCY_KEY = "Idempotency-Key"
+WEIGHT_MIN, WEIGHT_MAX = 0.01, 100.0
+
+
+def _spelled(pattern: str, otherwise: str) -> tuple[AfterValidator, WithJsonSchema]:
+    """Text that is ``pattern`` from end to end; pydantic's own word for a mismatch is the bare pattern."""
+
+    def check(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise ValueError(otherwise)
+        return text
+
+    return AfterValidator(check), WithJsonSchema({"type": "string", "pattern": f"^{pattern}$"})
+
+
+TenantName = Annotated[
+    str,
+    *_spelled(
+        r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}",
+        "must be 1 to 100 ASCII letters, digits, '-', '_' and '.', and begin with no '.'",
+    ),
+]
+KeyText = Annotated[str, *_spelled(r"[!-~]{1,255}", "must be 1 to 255 visible ASCII characters")]
+
+Tenant = Annotated[TenantName, Query(description="Whose jobs these are: tenants share the farm by weight.")]
+TenantPath = Annotated[TenantName, Path()]
+Weight = Annotated[
+    float,
+    Query(
+        ge=WEIGHT_MIN,
+        le=WEIGHT_MAX,
+        allow_inf_nan=False,
+        description="Of the batch's share beside the tenant's other batches.",
+    ),
+]
+Key = Annotated[
+    KeyText | None,
+    Header(
+        alias=IDEMPOTENCY_KEY,
+        description="Asking again with the same key and submission gives the first answer, and submits nothing.",
+    ),
+]
+
+
+class Fingerprint:
+    """What a submission is known by: method, path, the parameters that count, and the body as received.
+
+    ``tenant`` is none of them: it is part of the key.
+    """
+
+    def __init__(self, request: Request, **parameters: str | float | None) -> None:
+        asked = [request.method, request.url.path, parameters]
+        self._digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode() + b"\n")
+
+    def add(self, piece: bytes) -> None:
+        """The body's next piece."""
+        self._digest.update(piece)
+
+    def with_key(self, key: str | None) -> SubmissionKey | None:
+        """None without a key. To be asked when the whole body was added."""
+        return SubmissionKey(key, self._digest.hexdigest()) if key is not None else None
