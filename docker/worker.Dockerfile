@@ -1,4 +1,4 @@
-# One worker process on one device.
+# One worker process for each GPU that the container is given, under a supervisor; or one on the CPU.
 #   docker build -f docker/worker.Dockerfile -t ovis-batch/worker .
 #   docker build -f docker/worker.Dockerfile -t ovis-batch/worker-cpu \
 #     --build-arg TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu .
@@ -52,8 +52,9 @@ ENV PATH=/opt/ovis/bin:$PATH \
     OVIS_METRICS_PORT=9100
 USER 10001:10001
 EXPOSE 9100
-# It answers while the model is still being loaded, too. Docker only reports it; that a step hangs is seen by the worker itself.
+# The first worker's metrics, which answer while the model is still being loaded, too; the next worker's port is one
+# higher. Docker only reports it; that a step hangs is seen by the worker itself.
 HEALTHCHECK --interval=15s --timeout=5s --start-period=30m --retries=4 \
     CMD ["sh", "-c", "exec python docker/healthy.py http://127.0.0.1:$OVIS_METRICS_PORT/metrics"]
-# The exec form: SIGTERM reaches Python, and the worker gives back what it cannot finish.
-ENTRYPOINT ["python", "-m", "worker.app"]
+# The exec form: SIGTERM reaches the supervisor, which passes it on, and workers give back what they cannot finish.
+ENTRYPOINT ["python", "-m", "worker"]

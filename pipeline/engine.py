@@ -154,7 +154,7 @@ class Engine:
     def resume(self, checkpoint: bytes, *, priority: int = 0) -> int:
         """Take in what an engine's ``checkpoint`` gave, here or elsewhere: the same image comes of it.
 
-        Raises as ``submit`` does, and UnusableLatents if it is broken or of another model.
+        Raises as ``submit`` does, and UnusableLatents if it is broken or of another model or engine's version.
         """
         unfinished = latents_file.read(checkpoint, self._model.name, self._model.revision)
         if unfinished.latents.dtype != self._model.dtype:

@@ -7,7 +7,7 @@ PipelineError
 ├── DeviceError         the device cannot be used as asked: a person must change a setting
 ├── Exhausted           the device's memory is too small for this image alone
 ├── BrokenImage         the numbers became NaN or infinite: this image alone fails
-├── UnusableLatents     an unfinished image's bytes are damaged or another model's: draw it from its start
+├── UnusableLatents     an unfinished image's bytes are damaged, another model's or engine's: draw it from its start
 ├── DrawingFailed       torch refused this image for a reason of no other class: it alone fails
 ├── EngineFull          the engine has no place left: hand the request in again after a step
 ├── Cancelled           a person or a lost claim took the image out of the engine

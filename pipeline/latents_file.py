@@ -20,10 +20,14 @@ from pipeline.request import SIDE_STEP_PX, ImageRequest
 
 FORMAT = "ovis-batch unfinished image 1"
 """Raise the number whenever an older ``read`` would misunderstand what ``encode`` writes."""
+ENGINE = "1"
+"""Raise it with every change by which an engine would go on to another picture than the one that wrote the bytes: of
+the schedule, a step's arithmetic, guidance, or what the latents mean. A picture half by one and half by the other is
+neither's, and nobody could draw it again."""
 TOKEN_CHANNELS = 64  # 2×2 latents of 16 channels
 
 _DTYPES = {"BF16": torch.bfloat16, "F32": torch.float32}  # as safetensors names them
-_FACTS = {"format", "model", "revision", "request", "step", "dtype", "sha256"}
+_FACTS = {"format", "engine", "model", "revision", "request", "step", "dtype", "sha256"}
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ def encode(unfinished: UnfinishedImage, model_name: str, revision: str) -> bytes
     latents = unfinished.latents.contiguous()
     facts = {
         "format": FORMAT,
+        "engine": ENGINE,
         "model": model_name,
         "revision": revision,
         "request": unfinished.request.model_dump_json(),
@@ -62,7 +67,9 @@ def encode(unfinished: UnfinishedImage, model_name: str, revision: str) -> bytes
 
 
 def read(body: bytes, model_name: str, revision: str) -> UnfinishedImage:
-    """What ``encode`` made ``body`` of. Raises UnusableLatents for any other bytes and for those of another model.
+    """What ``encode`` made ``body`` of.
+
+    Raises UnusableLatents for any other bytes, and for those of another model or of another engine's version.
 
     Whether their dtype is the one that this process draws in, is the caller's to ask.
     """
@@ -72,6 +79,8 @@ def read(body: bytes, model_name: str, revision: str) -> UnfinishedImage:
         raise UnusableLatents(f"their format is {facts['format']!r}, and this version reads {FORMAT!r}")
     if facts["sha256"] != _digest(facts, content.data):
         raise UnusableLatents("they were changed on their way: the digest does not match")
+    if facts["engine"] != ENGINE:
+        raise UnusableLatents(f"they were drawn by engine {facts['engine']}, and here is {ENGINE}")
     if (facts["model"], facts["revision"]) != (model_name, revision):
         drawn_by = f"{facts['model']} {facts['revision']}"
         raise UnusableLatents(f"they were drawn by {drawn_by}, and here is {model_name} {revision}")

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 from uuid import UUID, uuid4
 
 from celery import Celery, signals
@@ -30,10 +30,15 @@ from producer.jobs.queue import celery_app
 from producer.jobs.settings import Settings, load_settings, told
 from producer.jobs.storage import Storage
 from producer.jobs.store import Store
+from worker import celery_log
+from worker.checkpoints import Checkpoints
 from worker.device import Device, DrawingEngine
 from worker.executor import Executor
+from worker.held import Held
 from worker.lease import Lease
 from worker.metrics import Metrics
+from worker.outages import Outages
+from worker.supervisor import end_with_supervisor
 
 if TYPE_CHECKING:
     from pipeline.model import Model
@@ -44,6 +49,10 @@ DEFAULT_MODEL = "AIDC-AI/Ovis-Image-7B"
 EXIT_SETTINGS = 2
 EXIT_UNAVAILABLE = 3
 EXIT_DEADLINE = 75
+OTHER_THREADS = 3
+"""That ask Postgres beside the tasks: heartbeat, claim check, checkpoints."""
+END_S = 0.5
+"""For the engine's step, and for the last objects to be removed, when nothing waits for them any more."""
 SWITCH_INTERVAL_S = 1e-4
 """So that busy Python in the task threads cannot starve the engine's thread (DESIGN.md has the measurement)."""
 
@@ -102,13 +111,22 @@ class Worker:
 
     def __init__(self, settings: Settings, drawer: Drawer, store: Store, storage: Storage, metrics: Metrics) -> None:
         self.id = uuid4()
-        self._durations = settings.durations
-        self._device = Device(drawer.engine, step_limit_s=settings.step_limit_s)
+        self._grace_s = settings.stop_grace_s
+        self._outages = Outages()
+        self._held = Held(settings.data_dir / "held", most_bytes=settings.held_mb * 1_000_000)
+        self._checkpoints = Checkpoints(store, storage, self._outages, self._held)
+        self._device = Device(
+            drawer.engine,
+            step_limit_s=settings.step_limit_s,
+            checkpoint_steps=settings.checkpoint_steps,
+            on_checkpoint=self._checkpoints.take,
+        )
         self._lease = Lease(
             store,
             self.id,
             _description(drawer, self._device.capacity),
-            self._durations,
+            settings.durations,
+            self._outages,
             drawing=self._drawing,
             on_lost=self._device.cancel,
         )
@@ -120,16 +138,22 @@ class Worker:
             storage=storage,
             device=self._device,
             lease=self._lease,
+            checkpoints=self._checkpoints,
+            held=self._held,
+            outages=self._outages,
             metrics=metrics,
-            durations=self._durations,
+            durations=settings.durations,
         )
         self._app = self._wired(celery_app(settings.require("redis_url")))
 
     def run(self) -> int:
         """Consume until SIGTERM or SIGINT; returns the exit code."""
+        self._held.open()
         self._device.start()
+        self._checkpoints.start()
         self._lease.start()
         signals.setup_logging.connect(_keep_logging)
+        celery_log.quieten(self._outages)
         signals.worker_shutting_down.connect(self._begin_draining)
         consumer = self._app.Worker(
             pool="threads",
@@ -144,9 +168,12 @@ class Worker:
         try:
             consumer.start()
         finally:
-            self._device.stop()
+            idle = self._device.stop(timeout_s=END_S)
+            self._checkpoints.stop(timeout_s=END_S)
             self._lease.stop()
         log.info("worker %s has ended", self.id)
+        if not idle:  # all is given back; the interpreter cannot end in order beside a thread that is in a library
+            _exit(consumer.exitcode or 0)
         return int(consumer.exitcode or 0)
 
     def _wired(self, app: Celery) -> Celery:
@@ -157,20 +184,28 @@ class Worker:
         return app
 
     def _begin_draining(self, **_signal: Any) -> None:
-        """Celery has stopped consuming: finish what fits in the grace time, then give the rest back."""
-        log.info("stopping: %.0f s to finish what is being drawn", self._durations.grace_s)
-        self._executor.drain()
-        threading.Thread(target=self._end_in_time, name="deadline", daemon=True).start()
+        """Celery has stopped consuming: finish what fits in the grace time, then give the rest back.
 
-    def _end_in_time(self) -> None:
+        It calls this in a signal's handler, which must not wait for a lock.
+        """
+        log.info("stopping: %.0f s to finish what is being drawn", self._grace_s)
+        self._executor.drain()
+        self._device.checkpoint()  # at once, so that one who does not wait for the grace time kills little
+        for act in (self._give_back, self._end_in_time):
+            threading.Thread(target=act, name="deadline", daemon=True).start()
+
+    def _give_back(self) -> None:
         pause = threading.Event()
-        pause.wait(self._durations.grace_s)
+        pause.wait(self._grace_s)
         self._device.drain()
         self._executor.give_up()
-        pause.wait(self._durations.grace_s / 2 + 2)
+        pause.wait(self._grace_s / 4 + 0.5)
+        self._device.abandon()
+
+    def _end_in_time(self) -> None:
+        threading.Event().wait(1.5 * self._grace_s + 2)
         log.critical("the pool still waits after its grace time: the process ends, its leases lapse")
-        logging.shutdown()
-        os._exit(EXIT_DEADLINE)
+        _exit(EXIT_DEADLINE)
 
     def _drawing(self) -> list[dict[str, Any]]:
         return [
@@ -180,12 +215,13 @@ class Worker:
         ]
 
 
-def _keep_logging(**_signal: Any) -> None:
-    """A receiver for ``setup_logging``: with one, Celery leaves the process's own logging as it is.
+def _exit(code: int) -> NoReturn:
+    logging.shutdown()
+    os._exit(code)
 
-    Of Celery's own words on each message none are wanted: the executor says what is worth saying.
-    """
-    logging.getLogger("celery").setLevel(logging.WARNING)
+
+def _keep_logging(**_signal: Any) -> None:
+    """A receiver for ``setup_logging``: with one, Celery leaves the process's own logging as it is."""
 
 
 def _description(drawer: Drawer, capacity: int) -> dict[str, Any]:
@@ -204,8 +240,9 @@ def run(
     settings: Settings,
     load: Callable[[Settings], Drawer] = load_drawer,
     storage_at: Callable[[Settings], Storage] = Storage,
+    store_at: Callable[..., Store] = Store.at,
 ) -> int:
-    """Run one worker until it is told to stop; ``load`` and ``storage_at`` are the benchmarks' to replace.
+    """Run one worker until it is told to stop; all but the settings is for benchmarks and tests to replace.
 
     Raises: FarmError, PipelineError: it cannot start, and the message says what to do.
     """
@@ -219,7 +256,7 @@ def run(
         log.info("metrics at http://%s:%d/metrics", settings.metrics_host, port)
     drawer = load(settings)
     log.info("model %s at %s on %s", drawer.model, drawer.revision, drawer.device)
-    store = Store.at(database_url, connections=drawer.engine.capacity + 2, ping=False)
+    store = store_at(database_url, connections=drawer.engine.capacity + OTHER_THREADS, ping=False)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     gc.collect()
     gc.freeze()  # torch and the model are some million objects: no collection need look at them again
@@ -238,7 +275,11 @@ def main(arguments: list[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(prog="python -m worker.app", description="One worker process on one device.")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, …; default: OVIS_DEVICE, or cuda if there is one")
-    device = parser.parse_args(arguments).device
+    parser.add_argument("--supervised", action="store_true", help="drain when the standard input ends")
+    options = parser.parse_args(arguments)
+    if options.supervised:
+        end_with_supervisor(sys.stdin.fileno())
+    device = options.device
     try:
         settings = load_settings(**({"device": device} if device else {}))
         logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")

@@ -1,12 +1,14 @@
 """Owns the engine's thread: the one thread that touches the device.
 
 Task threads hand a request in and wait for its image; between two steps the engine's thread takes in what waits,
-drops what was cancelled, and takes the next step. So uploads overlap the drawing of the next images.
+drops what was cancelled, takes the next step and hands checkpoints on. So uploads overlap the drawing of the next
+images.
 
-A dead device, an error that the engine could not give to one image, or a step that hangs ends the process at once:
-nothing it reported from then on could be trusted. Its leases lapse, and a supervisor starts it again.
+A dead device, an error that the engine could not give to one image, or work on the device that hangs ends the process
+at once: nothing it reported from then on could be trusted. Its leases lapse, and a supervisor starts it again.
 """
 
+import faulthandler
 import logging
 import os
 import threading
@@ -14,15 +16,17 @@ import time
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from pipeline.engine import DrawnImage, Finished, Progress
-from pipeline.errors import Cancelled, Drained, PipelineError
+from pipeline.errors import Cancelled, Drained, Fatal, PipelineError
 from pipeline.request import ImageRequest
+from worker.held import Latents
 
 log = logging.getLogger(__name__)
 
 EXIT_FATAL = 70
+STDERR = 2  # not sys.stderr, which others replace
 
 
 class DrawingEngine(Protocol):
@@ -31,7 +35,9 @@ class DrawingEngine(Protocol):
     @property
     def capacity(self) -> int: ...
     def submit(self, request: ImageRequest, *, priority: int = 0) -> int: ...
+    def resume(self, checkpoint: bytes, *, priority: int = 0) -> int: ...
     def step(self) -> list[Finished]: ...
+    def checkpoint(self, ticket: int) -> bytes: ...
     def cancel(self, ticket: int) -> bool: ...
     def drain(self) -> list[int]: ...
     def progress(self) -> dict[int, Progress]: ...
@@ -44,27 +50,75 @@ class _Order:
     key: Hashable
     request: ImageRequest
     priority: int
+    unfinished: bytes | None
+    saved_step: int = 0  # of its newest checkpoint
     image: "Future[DrawnImage]" = field(default_factory=Future)
+
+    def end(self, end: DrawnImage | PipelineError) -> None:
+        """Once: the first end is the one that counts."""
+        if self.image.done():
+            return
+        if isinstance(end, PipelineError):
+            self.image.set_exception(end)
+        else:
+            self.image.set_result(end)
+
+
+class Watchdog:
+    """Ends the process, with the traceback of every thread, if the engine's thread does not say that it lives.
+
+    By faulthandler's own clock, which needs no GIL: whatever library hangs, and whatever it holds, this ends it. There
+    is one such clock in a process.
+    """
+
+    def __init__(self, limit_s: float) -> None:
+        self.limit_s = limit_s
+        self._wound: float | None = None
+
+    def alive(self) -> None:
+        """The process lives for another ``limit_s``, at most a quarter more.
+
+        To wind the clock up starts a thread, which took 0.2 ms: so not at every step.
+        """
+        now = time.monotonic()
+        if self._wound is None or now - self._wound > self.limit_s / 4:
+            faulthandler.dump_traceback_later(1.25 * self.limit_s, exit=True, file=STDERR)
+            self._wound = now
+
+    def stop(self) -> None:
+        faulthandler.cancel_dump_traceback_later()
 
 
 class Device:
-    """Draws requests of many threads on one engine. ``key`` names a request for ``cancel`` and ``progress``."""
+    """Draws requests of many threads on one engine. ``key`` names a request for ``cancel`` and ``progress``.
 
-    def __init__(self, engine: DrawingEngine, *, step_limit_s: float, die: Callable[[str], None] | None = None) -> None:
+    ``on_checkpoint`` gets each image's checkpoint every ``checkpoint_steps`` of its steps (0: none without being asked
+    for); it is called on the engine's thread and must not wait for anything.
+    """
+
+    def __init__(
+        self,
+        engine: DrawingEngine,
+        *,
+        step_limit_s: float,
+        checkpoint_steps: int = 0,
+        on_checkpoint: Callable[[Any, Latents], None] = lambda key, latents: None,
+        die: Callable[[str], None] | None = None,
+    ) -> None:
         self._engine = engine
-        self._step_limit_s = step_limit_s
+        self._watchdog = Watchdog(step_limit_s)
+        self._checkpoint_steps = checkpoint_steps
+        self._on_checkpoint = on_checkpoint
         self._die = die or _exit
         self._changed = threading.Condition()
         self._waiting: list[_Order] = []  # the oldest first
         self._inside: dict[int, _Order] = {}
         self._cancelled: set[Hashable] = set()
+        self._all_due = False
         self._draining = False
         self._stopped = False
         self._progress: dict[Hashable, Progress] = {}
-        self._step_began: float | None = None
-        self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        self._watchdog = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     @property
     def capacity(self) -> int:
@@ -73,14 +127,16 @@ class Device:
 
     def start(self) -> None:
         self._thread.start()
-        self._watchdog.start()
 
-    def draw(self, key: Hashable, request: ImageRequest, *, priority: int = 0) -> DrawnImage:
+    def draw(
+        self, key: Hashable, request: ImageRequest, *, priority: int = 0, unfinished: bytes | None = None
+    ) -> DrawnImage:
         """Wait for the request's image; a smaller ``priority`` is drawn first.
 
-        Raises what ended it: a PipelineError, Cancelled and Drained among them.
+        ``unfinished`` is a checkpoint of this request, to go on from. Raises what ended it: a PipelineError; Cancelled,
+        Drained and, of ``unfinished``, UnusableLatents among them.
         """
-        order = _Order(key, request, priority)
+        order = _Order(key, request, priority, unfinished)
         with self._changed:
             if self._draining:
                 raise Drained("the worker stops")
@@ -94,20 +150,33 @@ class Device:
             self._cancelled.add(key)
             self._changed.notify()
 
+    def checkpoint(self) -> None:
+        """Between the next two steps, hand on a checkpoint of every image that has moved; and go on."""
+        self._all_due = True
+
     def drain(self) -> None:
-        """Take nothing more, and give back what is unfinished between two steps: each ``draw`` raises Drained."""
+        """Take nothing more, and give back what is unfinished between two steps: each ``draw`` raises Drained.
+
+        The last checkpoint of each has been handed on by then.
+        """
         with self._changed:
             self._draining = True
             self._changed.notify()
 
-    def stop(self) -> None:
-        """Drain, and end the engine's thread."""
+    def abandon(self) -> None:
+        """Do not wait for the step that is being taken: each ``draw`` that has not ended raises Drained now."""
+        with self._changed:
+            self._draining = True
+            for order in [*self._waiting, *self._inside.values()]:
+                order.end(Drained("given back in the middle of a step"))
+
+    def stop(self, timeout_s: float | None = None) -> bool:
+        """Drain, and end the engine's thread; whether it ended within ``timeout_s``."""
         with self._changed:
             self._draining = self._stopped = True
             self._changed.notify()
-        self._ended.set()
-        self._thread.join()
-        self._watchdog.join()
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
 
     def progress(self) -> dict[Hashable, Progress]:
         """How far each request inside the engine is, as of the last step."""
@@ -116,18 +185,21 @@ class Device:
     def _run(self) -> None:
         try:
             while self._take_orders():
-                self._step_began = time.monotonic()
                 finished = self._engine.step()
-                self._step_began = None
                 self._hand_out(finished)
+                self._save()
         except BaseException as error:  # a panic in a library's native code is no Exception
             log.critical("the engine cannot go on", exc_info=True)
             self._die(f"{type(error).__name__}: {error}")
+        finally:
+            self._watchdog.stop()
 
     def _take_orders(self) -> bool:
         """Between two steps: wait for something to do, then drop, give back and admit. False when all is over."""
         with self._changed:
-            self._changed.wait_for(self._something_to_do)
+            while not self._changed.wait_for(self._something_to_do, timeout=self._watchdog.limit_s / 4):
+                self._watchdog.alive()
+            self._watchdog.alive()
             self._drop_cancelled()
             if self._draining:
                 self._give_back()
@@ -141,43 +213,65 @@ class Device:
     def _admit(self, order: _Order) -> None:
         self._waiting.remove(order)
         try:
-            self._inside[self._engine.submit(order.request, priority=order.priority)] = order
+            self._inside[self._ticket(order)] = order
         except PipelineError as error:
-            order.image.set_exception(error)
+            order.end(error)
+
+    def _ticket(self, order: _Order) -> int:
+        if order.unfinished is None:
+            return self._engine.submit(order.request, priority=order.priority)
+        ticket = self._engine.resume(order.unfinished, priority=order.priority)
+        order.saved_step = self._engine.progress()[ticket].done
+        return ticket
 
     def _drop_cancelled(self) -> None:
         for ticket, order in list(self._inside.items()):
             if order.key in self._cancelled:
                 self._engine.cancel(ticket)
-                self._inside.pop(ticket).image.set_exception(Cancelled("taken out between two steps"))
+                self._inside.pop(ticket).end(Cancelled("taken out between two steps"))
         for order in [order for order in self._waiting if order.key in self._cancelled]:
             self._waiting.remove(order)
-            order.image.set_exception(Cancelled("taken out before its first step"))
+            order.end(Cancelled("taken out before its first step"))
         self._cancelled.clear()
 
     def _give_back(self) -> None:
+        for ticket, done in self._engine.progress().items():
+            self._save_one(ticket, done.done)
         for ticket in self._engine.drain():
-            self._inside.pop(ticket).image.set_exception(Drained("given back unfinished"))
+            self._inside.pop(ticket).end(Drained("given back unfinished"))
         while self._waiting:
-            self._waiting.pop().image.set_exception(Drained("given back before its first step"))
+            self._waiting.pop().end(Drained("given back before its first step"))
 
     def _hand_out(self, finished: list[Finished]) -> None:
-        for end in finished:
-            order = self._inside.pop(end.ticket)
-            if end.image is not None:
-                order.image.set_result(end.image)
-            else:
-                order.image.set_exception(end.error or PipelineError("ended with neither image nor error"))
+        with self._changed:
+            for end in finished:
+                order = self._inside.pop(end.ticket)
+                order.end(end.image or end.error or PipelineError("ended with neither image nor error"))
         done = self._engine.progress()
         self._progress = {order.key: done[ticket] for ticket, order in self._inside.items()}
 
-    def _watch(self) -> None:
-        while not self._ended.wait(min(1.0, self._step_limit_s / 4)):
-            began = self._step_began
-            if began is not None and time.monotonic() - began > self._step_limit_s:
-                log.critical("a step took longer than %.0f s", self._step_limit_s)
-                self._die("a step hangs")
-                return
+    def _save(self) -> None:
+        """Hand on the checkpoints that are due. What only waits for its pixels needs none: it ends in a moment."""
+        everyone, self._all_due = self._all_due, False
+        for ticket, progress in self._engine.progress().items():
+            moved = progress.done - self._inside[ticket].saved_step
+            if everyone or (0 < self._checkpoint_steps <= moved and progress.done < progress.of):
+                self._save_one(ticket, progress.done)
+
+    def _save_one(self, ticket: int, step: int) -> None:
+        """Nothing, if the image has not moved since its last one. Raises: Fatal."""
+        order = self._inside[ticket]
+        if step <= order.saved_step:
+            return
+        try:
+            body = self._engine.checkpoint(ticket)
+        except Fatal:
+            raise
+        except PipelineError as error:
+            log.warning("no checkpoint at step %d of %s: %s", step, order.key, error)
+        else:
+            self._on_checkpoint(order.key, Latents(step, body))
+        order.saved_step = step
 
 
 def _exit(reason: str) -> None:

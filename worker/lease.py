@@ -18,6 +18,7 @@ from producer.jobs.contract import Claim, Fence, Message
 from producer.jobs.errors import LostClaim, Unavailable
 from producer.jobs.settings import Durations
 from producer.jobs.store import Store
+from worker.outages import Outages
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ class Lease:
         worker_id: UUID,
         description: dict[str, Any],
         durations: Durations,
+        outages: Outages,
         *,
         drawing: Callable[[], list[dict[str, Any]]],
         on_lost: Callable[[Message], None],
@@ -39,13 +41,12 @@ class Lease:
         self._store = store
         self._worker_id = worker_id
         self._description = description
-        self._durations = durations
+        self._outages = outages
         self._drawing = drawing
         self._on_lost = on_lost
         self._held: set[Message] = set()
         self._lost: set[Message] = set()
         self._unheld: set[Message] = set()
-        self._away = False
         self._stop = threading.Event()
         self._threads = [
             threading.Thread(target=self._repeat, args=(act, pause_s), name=name, daemon=True)
@@ -112,14 +113,9 @@ class Lease:
     def _repeat(self, act: Callable[[], None], pause_s: float) -> None:
         while not self._stop.wait(pause_s):
             try:
-                act()
-            except Unavailable as error:
-                if not self._away:
-                    log.error("no heartbeat until %s", error)
-                self._away = True
+                with self._outages.watching("Postgres"):
+                    act()
+            except Unavailable:  # the outages have said it; nobody reclaims anything before Postgres is back
+                continue
             except Exception:  # a worker without a heartbeat would lose every claim: say what happened, and go on
                 log.exception("%s failed", threading.current_thread().name)
-            else:
-                if self._away:
-                    log.info("Postgres answers again: the heartbeat goes on")
-                self._away = False

@@ -1,6 +1,6 @@
-"""The commands that are one process of a farm each: migrate, api, dispatcher, worker; and the model's selftest.
+"""The commands that are one process of a farm each: migrate, api, dispatcher, worker, workers; and the selftest.
 
-A worker is started by command, never by import: this side reaches no torch.
+Workers are started by command, never by import: this side reaches no torch.
 """
 
 import logging
@@ -15,6 +15,9 @@ import typer
 from producer.jobs.settings import Settings, load_settings
 
 log = logging.getLogger(__name__)
+
+STOP_LIMIT_S = 15
+"""What the sweep may take to end: a request on a lost network ends by its own timeouts."""
 
 
 def migrate() -> None:
@@ -33,32 +36,43 @@ def api() -> None:
 
 
 def dispatcher() -> None:
-    """Run a dispatcher of its own: moves jobs from Postgres to Redis. Several may run; one leads."""
+    """Run a dispatcher of its own: moves jobs to Redis, and sweeps the bucket. Several may run; one leads."""
     from prometheus_client import CollectorRegistry
 
     from producer.jobs import schema
     from producer.jobs.dispatcher import Dispatcher
-    from producer.jobs.metrics import DispatcherCollector, serve_metrics
+    from producer.jobs.metrics import DispatcherCollector, SweeperCollector, serve_metrics
     from producer.jobs.queue import Queue
+    from producer.jobs.storage import Storage
     from producer.jobs.store import Store
+    from producer.jobs.sweep import Sweeper
 
     settings = _logged(load_settings())
     database_url = settings.require("database_url")
     queue = Queue(settings.require("redis_url"))
+    storage = Storage(settings)
     schema.check(database_url)
     store = Store.at(database_url)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     leader = Dispatcher(store, queue, settings.durations)
+    sweeper = Sweeper(store, storage, settings.durations, leads=lambda: leader.leading)
+    sweep = threading.Thread(target=sweeper.run, args=(stop,), name="sweep", daemon=True)
     if settings.metrics_port is not None:
         registry = CollectorRegistry()
         registry.register(DispatcherCollector(leader))
+        registry.register(SweeperCollector(sweeper))
         port = serve_metrics(registry, settings.metrics_host, settings.metrics_port)
         log.info("metrics at http://%s:%d/metrics", settings.metrics_host, port)
-    leader.run(stop)
-    queue.close()
-    store.close()
+    sweep.start()
+    try:
+        leader.run(stop)
+    finally:
+        stop.set()
+        sweep.join(STOP_LIMIT_S)
+        for part in (queue, store, storage):
+            part.close()
 
 
 def worker(
@@ -67,6 +81,20 @@ def worker(
     """Run one worker process on one device, until SIGTERM."""
     command = [sys.executable, "-m", "worker.app"]
     os.execv(sys.executable, command + (["--device", device] if device else []))
+
+
+def workers(
+    device: Annotated[
+        list[str] | None, typer.Option(help="cpu, cuda (every GPU), cuda:1, …; may be given again.")
+    ] = None,
+    count: Annotated[
+        int | None, typer.Option(min=1, help="Workers, over the devices in turn; default: one a device.")
+    ] = None,
+) -> None:
+    """Run one worker process a device, each started again when it ends, until SIGTERM or Ctrl-C."""
+    words = [word for name in device or [] for word in ("--device", name)]
+    words += [] if count is None else ["--count", str(count)]
+    os.execv(sys.executable, [sys.executable, "-m", "worker", *words])
 
 
 def selftest(
@@ -86,4 +114,4 @@ def _logged(settings: Settings) -> Settings:
     return settings
 
 
-COMMANDS = (migrate, api, dispatcher, worker, selftest)
+COMMANDS = (migrate, api, dispatcher, worker, workers, selftest)

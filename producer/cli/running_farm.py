@@ -3,7 +3,7 @@
 Everything here speaks to this farm's own API, whatever other farm OVIS_API_URL leads to.
 """
 
-import signal
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -15,46 +15,13 @@ from producer.api.server import listen
 from producer.client import Client
 from producer.jobs import schema
 from producer.jobs.errors import SettingsError
-from producer.jobs.local import Ended, Processes, local_servers
+from producer.jobs.local import Processes, local_servers
 from producer.jobs.settings import Settings
 
 START_S = 120.0
-WORKER = "worker-"
-EXIT_CANNOT_START = 2
-"""What a role ends with when its settings are wrong: starting it again would not help."""
-FIRST_PAUSE_S = 1.0
-LONGEST_PAUSE_S = 30.0
-LIVED_S = 60.0
-"""A worker that ran for this long is started again as if it had never ended before."""
-
-
-class Restarts:
-    """When each worker that ended is started again: soon, and later each time that it ends at once."""
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._started: dict[str, float] = {}
-        self._pauses: dict[str, float] = {}
-        self._due: dict[str, float] = {}
-
-    def started(self, name: str) -> None:
-        """Note that the worker runs from now on."""
-        self._started[name] = self._clock()
-        self._due.pop(name, None)
-
-    def ended(self, name: str) -> float:
-        """Note that the worker has ended; returns the seconds until it is due."""
-        now = self._clock()
-        quick = now - self._started.get(name, now) < LIVED_S
-        before = self._pauses.get(name) if quick else None
-        pause_s = FIRST_PAUSE_S if before is None else min(2 * before, LONGEST_PAUSE_S)
-        self._pauses[name] = pause_s
-        self._due[name] = now + pause_s
-        return pause_s
-
-    def due(self) -> list[str]:
-        """The workers whose pause is over."""
-        return [name for name, at in self._due.items() if at <= self._clock()]
+WORKERS = "workers"
+SUPERVISOR = re.compile(r"[\d-]+ [\d:,]+ ERROR supervisor: (.+)")
+"""A line of the workers' log in which their supervisor says that one has ended, how, and when it starts again."""
 
 
 class RunningFarm:
@@ -64,7 +31,7 @@ class RunningFarm:
         self.settings = settings
         self._processes = processes
         self._say = say
-        self._restarts = Restarts()
+        self._log_read_bytes = 0
         self._environment = {
             "OVIS_MODEL": settings.model or "tiny",
             "OVIS_DATA_DIR": str(settings.data_dir.resolve()),
@@ -75,25 +42,32 @@ class RunningFarm:
     def start_api(self) -> None:
         self._processes.start("api", [sys.executable, "-m", "producer.cli", "api"], self._environment)
 
-    def start_worker(self, name: str) -> None:
-        grace_s = 2 * self.settings.durations.grace_s + 5
-        self._processes.start(name, [sys.executable, "-m", "worker.app"], self._environment, grace_s=grace_s)
-        self._restarts.started(name)
+    def start_workers(self, count: int) -> int:
+        """Start so many, under a supervisor of their own; returns its pid."""
+        grace_s = 2 * self.settings.stop_grace_s + 10  # the supervisor itself kills its workers 5 s earlier
+        command = [sys.executable, "-m", "worker", "--count", str(count)]
+        return self._processes.start(WORKERS, command, self._environment, grace_s=grace_s)
 
     def look_after(self) -> None:
-        """Start workers again that ended. Raises: SettingsError, when one never can, or another part ended."""
-        for ended in self._processes.poll():
-            self._expect(ended)
-        for name in self._restarts.due():
-            self.start_worker(name)
+        """Say which workers ended and start again. Raises: SettingsError, when a part of the farm ended for good."""
+        for line in self._new_lines():
+            if told := SUPERVISOR.fullmatch(line):
+                self._say(told[1])
+        if ended := self._processes.poll():
+            name, code, log = ended[0].name, ended[0].returncode, ended[0].log_tail
+            raise SettingsError(f"{name} ended with exit code {code}; the end of its log:\n{log}")
 
-    def _expect(self, ended: Ended) -> None:
-        if not ended.name.startswith(WORKER) or ended.returncode == EXIT_CANNOT_START:
-            raise SettingsError(
-                f"{ended.name} ended with exit code {ended.returncode}; the end of its log:\n{ended.log_tail}"
-            )
-        pause_s = self._restarts.ended(ended.name)
-        self._say(f"{ended.name} {_how(ended)}: starts again in {pause_s:.0f} s")
+    def _new_lines(self) -> list[str]:
+        """The whole lines that were written to the workers' log since the last call."""
+        path = self._processes.log_path(WORKERS)
+        if WORKERS not in self._processes.running() or not path.exists():
+            return []
+        with path.open("rb") as log:
+            log.seek(self._log_read_bytes)
+            new = log.read()
+        whole = new[: new.rfind(b"\n") + 1]
+        self._log_read_bytes += len(whole)
+        return whole.decode(errors="replace").splitlines()
 
     def wait_for(self, ready: Callable[[], bool], what: str) -> None:
         """Ask until the answer is yes. Raises: SettingsError, when a part cannot start or the time is over."""
@@ -103,14 +77,6 @@ class RunningFarm:
             if time.monotonic() > deadline:
                 raise SettingsError(f"{what} was not ready after {START_S:.0f} s")
             time.sleep(0.1)
-
-
-def _how(ended: Ended) -> str:
-    """How a process ended; its log's last line is a cause only if it ended by itself."""
-    if ended.returncode < 0:
-        return f"was ended by {signal.Signals(-ended.returncode).name}"
-    last = (ended.log_tail.splitlines() or ["its log is empty"])[-1]
-    return f"ended with exit code {ended.returncode} ({last})"
 
 
 @contextmanager
@@ -129,8 +95,8 @@ def running_farm(settings: Settings, workers: int, say: Callable[[str], None]) -
         farm = RunningFarm(own, local.processes, say)
         say("starting the API with its dispatcher, and the workers …")
         farm.start_api()
-        for number in range(workers):
-            farm.start_worker(f"{WORKER}{number}")
+        if workers:
+            farm.start_workers(workers)
         farm.wait_for(lambda: _ready(own), "the API")
         with Client(own.base_url) as client:
             farm.wait_for(lambda: sum(worker.live for worker in client.farm().workers) >= workers, "a worker")

@@ -11,6 +11,7 @@ from producer.jobs.settings import Settings
 from producer.jobs.store import Store
 from tests.waiting import until
 from worker.lease import Lease
+from worker.outages import Outages
 
 DESCRIPTION = {"host": "h", "pid": 1, "device": "cpu", "model": "m", "revision": "r", "version": "0", "capacity": 1}
 
@@ -27,7 +28,7 @@ def lost() -> list[Message]:
 
 @pytest.fixture
 def lease(settings: Settings, store: Store, worker_id: UUID, lost: list[Message]) -> Iterator[Lease]:
-    lease = Lease(store, worker_id, DESCRIPTION, settings.durations, drawing=list, on_lost=lost.append)
+    lease = Lease(store, worker_id, DESCRIPTION, settings.durations, Outages(), drawing=list, on_lost=lost.append)
     lease.start()
     yield lease
     lease.stop()

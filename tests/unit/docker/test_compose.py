@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from producer.jobs.settings import Durations, Settings
+from producer.jobs.settings import Settings
+from worker.supervisor import kill_after_s
 
 ROOT = Path(__file__).parents[3]
 COMPOSE = ROOT / "docker" / "compose.yaml"
@@ -88,9 +89,8 @@ def test_a_volume_that_is_named_is_declared(service: str) -> None:
 
 
 @pytest.mark.parametrize("service", ["worker", "worker-cpu"])
-def test_a_worker_is_not_killed_before_its_own_deadline(service: str) -> None:
-    deadline_s = Durations().grace_s * 1.5 + 2  # worker.app: the grace time, then half of it and 2 s to give back
-    assert float(SERVICES[service]["stop_grace_period"].removesuffix("s")) > deadline_s
+def test_a_container_is_not_killed_before_its_supervisor_would_kill_the_workers(service: str) -> None:
+    assert float(SERVICES[service]["stop_grace_period"].removesuffix("s")) > kill_after_s(Settings())
 
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 
 from pipeline.errors import UnusableLatents
-from pipeline.latents_file import UnfinishedImage, _digest, encode, read
+from pipeline.latents_file import ENGINE, UnfinishedImage, _digest, encode, read
 from pipeline.request import SEED_MAX, ImageRequest
 
 DTYPES = (torch.bfloat16, torch.float32)
@@ -136,6 +136,12 @@ def test_one_without_metadata_is_refused() -> None:
 
 def test_a_format_of_another_day_is_refused_by_name() -> None:
     assert "'ovis-batch unfinished image 2'" in refusal(forged(format="ovis-batch unfinished image 2"))
+
+
+def test_what_another_version_of_the_engine_drew_is_refused_with_both_versions() -> None:
+    message = refusal(forged(engine="0"))
+    assert "engine 0" in message
+    assert f"here is {ENGINE}" in message
 
 
 @pytest.mark.parametrize("step", ["-1", "8", "9" * 5000])

@@ -1,17 +1,22 @@
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from pipeline.engine import DrawnImage, Finished, Progress
-from pipeline.errors import BrokenImage, Cancelled, Drained, InvalidRequest
+from pipeline.errors import BrokenImage, Cancelled, Drained, Exhausted, InvalidRequest, UnusableLatents
 from pipeline.request import ImageRequest
 from tests.waiting import until
 from worker.device import Device
+from worker.held import Latents
 
+ROOT = Path(__file__).parents[3]
 PIXELS = np.zeros((64, 64, 3), dtype=np.uint8)
 
 
@@ -25,6 +30,8 @@ class StepEngine:
         self.inside: dict[int, tuple[ImageRequest, int]] = {}
         self.largest = 0
         self.tickets = 0
+        self.checkpoints = 0
+        self.steps = 0
         self.priorities: list[int] = []
         self.failing: Exception | None = None
 
@@ -41,10 +48,26 @@ class StepEngine:
         self.largest = max(self.largest, len(self.inside))
         return self.tickets
 
+    def resume(self, checkpoint: bytes, *, priority: int = 0) -> int:
+        if checkpoint == b"spoilt":
+            raise UnusableLatents("spoilt")
+        prompt, steps, step = checkpoint.decode().split()
+        ticket = self.submit(request(prompt, int(steps)), priority=priority)
+        self.inside[ticket] = (self.inside[ticket][0], int(step))
+        return ticket
+
+    def checkpoint(self, ticket: int) -> bytes:
+        drawn, step = self.inside[ticket]
+        if drawn.prompt == "uncopyable":
+            raise Exhausted(64, 64, "no room for a copy")
+        self.checkpoints += 1
+        return f"{drawn.prompt} {drawn.steps} {step}".encode()
+
     def step(self) -> list[Finished]:
         if self.failing:
             raise self.failing
         time.sleep(0.001)
+        self.steps += 1
         ends = []
         for ticket, (request, step) in list(self.inside.items()):
             self.inside[ticket] = (request, step + 1)
@@ -76,8 +99,20 @@ def engine() -> StepEngine:
 
 
 @pytest.fixture
-def device(engine: StepEngine) -> Iterator[Device]:
-    device = Device(engine, step_limit_s=30, die=lambda reason: None)
+def taken() -> dict[str, list[Latents]]:
+    """The checkpoints that the device handed on, by the key of their image."""
+    return {}
+
+
+@pytest.fixture
+def device(engine: StepEngine, taken: dict[str, list[Latents]]) -> Iterator[Device]:
+    device = Device(
+        engine,
+        step_limit_s=30,
+        checkpoint_steps=10,
+        on_checkpoint=lambda key, latents: taken.setdefault(key, []).append(latents),
+        die=lambda reason: None,
+    )
     device.start()
     yield device
     device.stop()
@@ -183,6 +218,91 @@ def test_a_drain_gives_back_what_is_unfinished_and_takes_no_more(
         device.draw("late", request())
 
 
+def test_a_checkpoint_of_each_image_is_handed_on_every_so_many_of_its_steps_but_none_of_one_that_ends(
+    device: Device, taken: dict[str, list[Latents]], threads: ThreadPoolExecutor
+) -> None:
+    images = [threads.submit(device.draw, key, request(key, steps)) for key, steps in (("long", 35), ("short", 10))]
+    for image in images:
+        image.result(5)
+    assert taken == {"long": [Latents(step, f"long 35 {step}".encode()) for step in (10, 20, 30)]}
+
+
+def test_an_image_goes_on_from_its_checkpoint_and_its_next_one_comes_as_many_steps_later(
+    device: Device, engine: StepEngine, taken: dict[str, list[Latents]]
+) -> None:
+    device.draw("it", request("it", 35), unfinished=b"it 35 15")
+    assert engine.steps == 20
+    assert [latents.step for latents in taken["it"]] == [25]
+
+
+def test_a_checkpoint_that_cannot_be_used_raises_and_takes_no_place(device: Device, engine: StepEngine) -> None:
+    with pytest.raises(UnusableLatents):
+        device.draw("it", request(), unfinished=b"spoilt")
+    assert engine.idle
+    assert device.draw("it", request()).steps == 1
+
+
+def test_a_checkpoint_of_everybody_is_taken_between_two_steps_and_drawing_goes_on(
+    device: Device, taken: dict[str, list[Latents]], threads: ThreadPoolExecutor
+) -> None:
+    for key in ("first", "second"):
+        threads.submit(device.draw, key, request("endless"))
+    until(lambda: len(device.progress()) == 2)
+    until(lambda: device.progress()["first"].done % 10 in (1, 2))
+    device.checkpoint()
+    until(lambda: any(latents.step % 10 for key in taken for latents in taken[key]))
+    assert taken.keys() == {"first", "second"}
+    before = device.progress()["first"].done
+    until(lambda: device.progress()["first"].done > before)
+
+
+def test_what_is_given_back_at_a_drain_has_handed_on_the_step_that_it_ends_at(
+    device: Device, engine: StepEngine, taken: dict[str, list[Latents]], threads: ThreadPoolExecutor
+) -> None:
+    image = threads.submit(device.draw, "it", request("endless"))
+    until(lambda: device.progress().get("it", Progress(0, 0)).done >= 3)
+    device.drain()
+    with pytest.raises(Drained):
+        image.result(5)
+    assert taken["it"][-1].step == engine.steps
+
+
+def test_one_that_has_not_moved_gets_no_checkpoint(
+    device: Device, engine: StepEngine, taken: dict[str, list[Latents]], threads: ThreadPoolExecutor
+) -> None:
+    images = [threads.submit(device.draw, key, request("endless")) for key in ("first", "second", "third")]
+    until(lambda: len(engine.inside) == 2 and len(device._waiting) == 1)
+    device.drain()
+    for image in images:
+        with pytest.raises(Drained):
+            image.result(5)
+    assert len(taken) <= 2
+    with pytest.raises(Drained):
+        device.draw("late", request(), unfinished=b"late 35 15")
+
+
+def test_an_image_that_no_checkpoint_can_be_taken_of_is_drawn_all_the_same(
+    device: Device, taken: dict[str, list[Latents]]
+) -> None:
+    assert device.draw("it", request("uncopyable", 25)).steps == 25
+    assert not taken
+
+
+def test_what_is_inside_a_long_step_is_given_back_without_waiting_for_it(engine: StepEngine) -> None:
+    device = Device(engine, step_limit_s=30, die=lambda reason: None)
+    device.start()
+    with ThreadPoolExecutor() as threads:
+        image = threads.submit(device.draw, "it", request("hangs"))
+        until(lambda: engine.steps == 1)
+        device.drain()
+        device.abandon()
+        with pytest.raises(Drained):
+            image.result(5)
+        assert not device.stop(timeout_s=0.05), "the step is still being taken"
+        engine.go_on.set()
+        assert device.stop(timeout_s=5)
+
+
 def test_an_error_of_the_engine_itself_ends_the_process(engine: StepEngine) -> None:
     reasons: list[str] = []
     died = threading.Event()
@@ -201,13 +321,47 @@ def test_an_error_of_the_engine_itself_ends_the_process(engine: StepEngine) -> N
     device.stop()
 
 
-def test_a_step_that_hangs_ends_the_process(engine: StepEngine) -> None:
-    died = threading.Event()
-    device = Device(engine, step_limit_s=0.1, die=lambda reason: died.set())
-    device.start()
-    waiting = threading.Thread(target=lambda: device.draw("it", request("hangs")))
-    waiting.start()
-    assert died.wait(5)
-    engine.go_on.set()
-    waiting.join(5)
-    device.stop()
+HANGING = """
+import ctypes, sys, threading, time
+from pipeline.request import ImageRequest
+from tests.blank_worker import BlankEngine
+from worker.device import Device
+
+def hold_the_gil():
+    ctypes.PyDLL(None).sleep(60)
+
+def hang(self, *arguments, **named):
+    hold_the_gil() if sys.argv[2] == "holds" else time.sleep(60)
+
+if sys.argv[1] != "nothing":
+    setattr(BlankEngine, sys.argv[1], hang)
+device = Device(BlankEngine(0.02), step_limit_s=0.6, checkpoint_steps=1)
+device.start()
+time.sleep(2)
+device.draw("it", ImageRequest(prompt="a", steps=100, seed=1))
+device.stop()
+sys.exit(17)
+"""
+
+
+@pytest.mark.parametrize(
+    ("work", "gil"), [("step", "leaves"), ("step", "holds"), ("submit", "holds"), ("checkpoint", "holds")]
+)
+def test_work_on_the_device_that_hangs_ends_the_process_with_a_traceback_though_it_may_hold_the_gil(
+    work: str, gil: str
+) -> None:
+    ended = run_hanging(work, gil)
+    assert ended.returncode == 1
+    assert "Timeout (0:00:00" in ended.stderr
+    assert "in hold_the_gil" in ended.stderr or "in hang" in ended.stderr
+    assert "in _run" in ended.stderr
+
+
+def test_a_device_without_work_and_one_with_much_of_it_lives_on() -> None:
+    ended = run_hanging("nothing", "leaves")
+    assert (ended.returncode, ended.stderr) == (17, "")
+
+
+def run_hanging(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-c", HANGING, *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=50)  # it would hang for 60

@@ -1,4 +1,4 @@
-"""How a farm on one machine finds its own API, and when it starts a worker again."""
+"""How a farm on one machine finds its own API, and what it says of its parts."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -8,27 +8,20 @@ from pathlib import Path
 import pytest
 
 from producer.api.server import listen
-from producer.cli.running_farm import Restarts, RunningFarm, with_own_address
+from producer.cli.running_farm import RunningFarm, with_own_address
 from producer.jobs.errors import PortTaken, SettingsError
 from producer.jobs.local import Ended, Processes
 from producer.jobs.settings import Settings
-
-
-class Clock:
-    """Time that goes on by hand."""
-
-    def __init__(self) -> None:
-        self.now_s = 1000.0
-
-    def __call__(self) -> float:
-        return self.now_s
+from worker.supervisor import kill_after_s
 
 
 class RecordedProcesses(Processes):
     """Processes that are noted instead of started."""
 
-    def __init__(self) -> None:
+    def __init__(self, logs_dir: Path) -> None:
+        super().__init__(logs_dir / "registry.json", logs_dir)
         self.started: list[tuple[str, dict[str, str]]] = []
+        self.graces_s: list[float] = []
         self.ended: list[Ended] = []
 
     def start(
@@ -42,76 +35,56 @@ class RecordedProcesses(Processes):
     ) -> int:
         assert command[0] == sys.executable
         self.started.append((name, dict(env or {})))
+        self.graces_s.append(grace_s)
         return 1
+
+    def running(self) -> list[str]:
+        return [name for name, _ in self.started]
 
     def poll(self) -> list[Ended]:
         ended, self.ended = self.ended, []
         return ended
 
 
-def test_a_worker_that_ends_at_once_is_started_later_each_time() -> None:
-    clock = Clock()
-    restarts = Restarts(clock)
-    pauses = []
-    for _ in range(7):
-        restarts.started("worker-0")
-        pauses.append(restarts.ended("worker-0"))
-        assert restarts.due() == []
-        clock.now_s += pauses[-1]
-        assert restarts.due() == ["worker-0"]
-    assert pauses == [1, 2, 4, 8, 16, 30, 30]
-
-
-def test_a_worker_that_lived_a_while_is_started_soon_again() -> None:
-    clock = Clock()
-    restarts = Restarts(clock)
-    for _ in range(4):
-        restarts.started("worker-0")
-        restarts.ended("worker-0")
-    restarts.started("worker-0")
-    clock.now_s += 60
-    assert restarts.ended("worker-0") == 1
-
-
-def test_a_worker_is_due_until_it_is_started() -> None:
-    clock = Clock()
-    restarts = Restarts(clock)
-    restarts.ended("worker-0")
-    clock.now_s += 1
-    assert restarts.due() == ["worker-0"]
-    restarts.started("worker-0")
-    assert restarts.due() == []
-
-
-@pytest.mark.parametrize(
-    ("returncode", "how"),
-    [
-        (3, "ended with exit code 3 (Redis: away)"),
-        (75, "ended with exit code 75 (Redis: away)"),
-        (-9, "was ended by SIGKILL"),
-    ],
-)
-def test_a_worker_that_ended_with_a_server_away_or_by_a_signal_does_not_end_the_farm(returncode: int, how: str) -> None:
-    processes, said = RecordedProcesses(), list[str]()
+def test_what_the_supervisor_says_of_its_workers_is_passed_on_once_and_line_by_line(tmp_path: Path) -> None:
+    processes, said = RecordedProcesses(tmp_path), list[str]()
     farm = RunningFarm(Settings(), processes, said.append)
-    processes.ended = [Ended("worker-0", returncode, "first\nRedis: away")]
     farm.look_after()
-    assert said == [f"worker-0 {how}: starts again in 1 s"]
+    farm.start_workers(2)
+    farm.look_after()
+    told = "worker-0 was ended by SIGKILL: starts again in 1 s"
+    line = f"2026-01-01 10:00:00,123 ERROR supervisor: {told}\n"
+    log = processes.log_path("workers")
+    log.write_text(f"worker-1: 2026-01-01 10:00:00,100 ERROR worker: 春\nworker-1: {line}{line}{line[:40]}")
+    farm.look_after()
+    farm.look_after()
+    assert said == [told]
+    with log.open("a") as more:
+        more.write(line[40:])
+    farm.look_after()
+    assert said == [told, told]
 
 
-@pytest.mark.parametrize(("name", "returncode"), [("worker-0", 2), ("api", 3), ("redis", 0)])
-def test_a_part_that_can_never_start_again_ends_the_farm_with_its_log(name: str, returncode: int) -> None:
-    processes = RecordedProcesses()
+def test_the_supervisor_has_longer_to_end_than_it_gives_its_workers(tmp_path: Path) -> None:
+    processes = RecordedProcesses(tmp_path)
+    settings = Settings(grace_s=600)
+    RunningFarm(settings, processes, print).start_workers(2)
+    assert processes.graces_s == [pytest.approx(kill_after_s(settings) + 5)]
+
+
+@pytest.mark.parametrize(("name", "returncode"), [("workers", 2), ("workers", -9), ("api", 3), ("redis", 0)])
+def test_a_part_that_ended_for_good_ends_the_farm_with_its_log(tmp_path: Path, name: str, returncode: int) -> None:
+    processes = RecordedProcesses(tmp_path)
     processes.ended = [Ended(name, returncode, "what it said last")]
     with pytest.raises(SettingsError, match="what it said last"):
         RunningFarm(Settings(), processes, print).look_after()
 
 
-def test_a_farm_has_its_own_address_though_another_is_set_and_its_children_too() -> None:
+def test_a_farm_has_its_own_address_though_another_is_set_and_its_children_too(tmp_path: Path) -> None:
     own = with_own_address(Settings(api_url="http://elsewhere:1", api_port=0))
     assert own.api_port
     assert own.base_url == f"http://127.0.0.1:{own.api_port}"
-    processes = RecordedProcesses()
+    processes = RecordedProcesses(tmp_path)
     RunningFarm(own, processes, print).start_api()
     [(_, environment)] = processes.started
     assert (environment["OVIS_API_URL"], environment["OVIS_API_PORT"]) == ("", str(own.api_port))

@@ -1,0 +1,108 @@
+"""When a worker is started again, and which workers a machine gets. Nothing is started."""
+
+import pytest
+
+from producer.jobs.errors import SettingsError
+from producer.jobs.settings import Settings
+from worker import supervisor
+from worker.supervisor import Restarts, places
+
+
+class Clock:
+    """Time that goes on by hand."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def test_a_worker_that_ends_at_once_is_started_later_each_time() -> None:
+    clock = Clock()
+    restarts = Restarts(clock)
+    pauses = []
+    for _ in range(7):
+        restarts.started("worker-0")
+        pauses.append(restarts.ended("worker-0"))
+        assert restarts.due() == []
+        clock.now_s += pauses[-1]
+        assert restarts.due() == ["worker-0"]
+    assert pauses == [1, 2, 4, 8, 16, 30, 30]
+
+
+def test_a_worker_that_lived_a_while_is_started_soon_again() -> None:
+    clock = Clock()
+    restarts = Restarts(clock)
+    for _ in range(4):
+        restarts.started("worker-0")
+        restarts.ended("worker-0")
+    restarts.started("worker-0")
+    clock.now_s += 60
+    assert restarts.ended("worker-0") == 1
+
+
+def test_a_worker_is_due_until_it_is_started() -> None:
+    clock = Clock()
+    restarts = Restarts(clock)
+    restarts.ended("worker-0")
+    clock.now_s += 1
+    assert restarts.due() == ["worker-0"]
+    restarts.started("worker-0")
+    assert restarts.due() == []
+
+
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "COUNT_GPUS", "print(2)")
+
+
+def options(settings: Settings, *devices: str, count: int | None = None) -> list[list[str]]:
+    return [list(place.options)[1:] for place in places(settings, devices, count)]
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_every_gpu_has_a_worker_unless_devices_are_named() -> None:
+    both = [["--device", "cuda:0"], ["--device", "cuda:1"]]
+    assert options(Settings()) == options(Settings(device="cuda")) == options(Settings(), "cuda") == both
+    assert options(Settings(), count=3) == [*both, both[0]]
+    assert options(Settings(device="cuda:1")) == [["--device", "cuda:1"]]
+    assert options(Settings(device="cuda:1"), "cpu", "cuda:0") == [["--device", "cpu"], ["--device", "cuda:0"]]
+    assert options(Settings(), "cpu", count=2) == [["--device", "cpu"]] * 2
+
+
+def test_a_worker_alone_finds_its_device_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "COUNT_GPUS", "raise SystemExit('nobody should ask')")
+    assert options(Settings(), count=1) == [[]]
+
+
+def test_without_a_gpu_there_is_one_worker_on_the_cpu_unless_a_gpu_was_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(supervisor, "COUNT_GPUS", "print(0)")
+    assert options(Settings()) == [["--device", "cpu"]]
+    assert options(Settings(), count=2) == [["--device", "cpu"]] * 2
+    with pytest.raises(SettingsError, match="no GPU"):
+        options(Settings(device="cuda"))
+
+
+def test_gpus_that_cannot_be_counted_are_told_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "COUNT_GPUS", "import no_torch_here")
+    with pytest.raises(SettingsError, match="No module named 'no_torch_here'"):
+        places(Settings(), [], None)
+
+
+@pytest.mark.parametrize(("first", "ports"), [(9100, ["9100", "9101"]), (0, ["0", "0"]), (None, [None, None])])
+def test_every_worker_has_a_port_of_its_own_for_its_metrics(first: int | None, ports: list[str | None]) -> None:
+    found = places(Settings(metrics_port=first), ["cpu", "cpu"], None)
+    assert [place.environment.get("OVIS_METRICS_PORT") for place in found] == ports
+
+
+def test_more_ports_than_there_are_is_told() -> None:
+    with pytest.raises(SettingsError, match="OVIS_METRICS_PORT"):
+        places(Settings(metrics_port=65535), ["cpu", "cpu"], None)
+
+
+def test_workers_are_killed_only_after_their_own_deadline() -> None:
+    for settings in (Settings(), Settings(grace_s=600), Settings(time_scale=0.01)):
+        assert supervisor.kill_after_s(settings) > 1.5 * settings.stop_grace_s + 2  # worker.app ends itself then

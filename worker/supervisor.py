@@ -1,0 +1,304 @@
+"""Keeps one worker process a device running: starts them, passes signals on, and starts again what ended.
+
+It draws nothing and asks nobody, so that nothing but a signal ends it: no torch, no Postgres, no Redis. GPUs are
+counted by a child process. What a worker writes is passed on line by line, behind its name.
+
+Invariants: a worker that ends is started again after a pause, which grows while it ends soon each time; one that can
+never run before a person has changed something (exit code 2) is given up; no worker outlives its supervisor by more
+than its own grace time, for its standard input ends with the supervisor, however that one ended.
+"""
+
+import argparse
+import contextlib
+import itertools
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+
+from producer.jobs.errors import SettingsError
+from producer.jobs.settings import PORT_MAX, Settings, load_settings
+
+log = logging.getLogger("supervisor")
+
+EXIT_SETTINGS = 2
+EXIT_KILLED = 75
+"""Workers had to be killed at the end; 75 is also what a worker ends with that is over its own deadline."""
+FIRST_PAUSE_S = 1.0
+LONGEST_PAUSE_S = 30.0
+LIVED_S = 60.0
+"""A worker that ran for this long is started again as if it had never ended before."""
+LOOK_S = 0.1
+ECHO_S = 1.0
+"""Terminal, make and shell may each pass the same Ctrl-C on."""
+LAST_WORDS_S = 1.0
+"""What a process that ended may have left in its pipe is read within this time."""
+WORKER = (sys.executable, "-m", "worker.app")
+COUNT_GPUS = "import torch; print(torch.cuda.device_count())"
+
+
+class Restarts:
+    """When each worker that ended is started again: soon, and later each time that it ends at once."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._started: dict[str, float] = {}
+        self._pauses: dict[str, float] = {}
+        self._due: dict[str, float] = {}
+
+    def started(self, name: str) -> None:
+        """Note that the worker runs from now on."""
+        self._started[name] = self._clock()
+        self._due.pop(name, None)
+
+    def ended(self, name: str) -> float:
+        """Note that the worker has ended; returns the seconds until it is due."""
+        now = self._clock()
+        quick = now - self._started.get(name, now) < LIVED_S
+        before = self._pauses.get(name) if quick else None
+        pause_s = FIRST_PAUSE_S if before is None else min(2 * before, LONGEST_PAUSE_S)
+        self._pauses[name] = pause_s
+        self._due[name] = now + pause_s
+        return pause_s
+
+    def due(self) -> list[str]:
+        """The workers whose pause is over."""
+        return [name for name, at in self._due.items() if at <= self._clock()]
+
+
+@dataclass(frozen=True)
+class Place:
+    """A worker's name, and what is its own in its command line and environment."""
+
+    name: str
+    options: Sequence[str]
+    environment: dict[str, str]
+
+
+class Running:
+    """The process that holds a place now, and a thread that passes on what it writes."""
+
+    def __init__(self, place: Place, command: Sequence[str]) -> None:
+        self.place = place
+        self.last_line = "it said nothing"
+        with _interrupts_kept_back():
+            self._process = subprocess.Popen(
+                [*command, *place.options],
+                env=os.environ | place.environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+            )
+        self._reader = threading.Thread(target=self._pass_on, name=place.name, daemon=True)
+        self._reader.start()
+
+    @property
+    def ended(self) -> bool:
+        return self._process.poll() is not None
+
+    def terminate(self) -> None:
+        self._process.terminate()
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def reap(self) -> int:
+        """Wait for its end and its last words; returns the exit code."""
+        returncode = self._process.wait()
+        self._reader.join(LAST_WORDS_S)
+        if self._process.stdin:
+            self._process.stdin.close()
+        return returncode
+
+    def _pass_on(self) -> None:
+        assert self._process.stdout is not None
+        with self._process.stdout as lines:
+            for line in lines:
+                self.last_line = line.strip() or self.last_line
+                with contextlib.suppress(OSError):  # a worker must not wait because nobody reads
+                    sys.stderr.write(f"{self.place.name}: {line.rstrip()}\n")
+
+
+class Supervisor:
+    """The workers of one machine. ``run`` it in the main thread, which alone receives signals."""
+
+    def __init__(self, places: Sequence[Place], *, kill_after_s: float, command: Sequence[str] = WORKER) -> None:
+        self._places = {place.name: place for place in places}
+        self._running: dict[str, Running] = {}
+        self._kill_after_s = kill_after_s
+        self._command = command
+        self._restarts = Restarts()
+        self._signals: SimpleQueue[int] = SimpleQueue()
+
+    def run(self) -> int:
+        """Keep the workers running until SIGTERM or SIGINT; returns the exit code."""
+        with self._listening():
+            for name in self._places:
+                self._start(name)
+            while not self._told_to_stop():
+                for running in [running for running in self._running.values() if running.ended]:
+                    self._expect(running)
+                if not self._places:
+                    log.critical("no worker is left")
+                    return EXIT_SETTINGS
+                for name in self._restarts.due():
+                    self._start(name)
+            return self._stop()
+
+    def _start(self, name: str) -> None:
+        self._restarts.started(name)
+        try:
+            self._running[name] = Running(self._places[name], self._command)
+        except OSError as error:  # no memory, or too many processes: for now
+            log.error("%s cannot be started (%s): tried again in %.0f s", name, error, self._restarts.ended(name))
+
+    def _expect(self, running: Running) -> None:
+        """Note the end of a worker that nobody here had told to end."""
+        name, returncode = running.place.name, running.reap()
+        del self._running[name]
+        if returncode == EXIT_SETTINGS:
+            del self._places[name]
+            log.error("%s %s: given up", name, _how(running, returncode))
+        else:
+            pause_s = self._restarts.ended(name)
+            log.error("%s %s: starts again in %.0f s", name, _how(running, returncode), pause_s)
+
+    def _stop(self) -> int:
+        """Pass the signal on, and wait; a second one, or the end of the time, kills."""
+        log.info("stopping: the workers have %.0f s", self._kill_after_s)
+        for running in self._running.values():
+            running.terminate()
+        told_at = time.monotonic()
+        while self._left() and time.monotonic() - told_at < self._kill_after_s:
+            if self._told_to_stop() and time.monotonic() - told_at > ECHO_S:
+                break
+        left = self._left()
+        for running in left:
+            log.critical("%s has not ended: killed", running.place.name)
+            running.kill()
+        for running in self._running.values():
+            running.reap()
+        return EXIT_KILLED if left else 0
+
+    def _left(self) -> list[Running]:
+        return [running for running in self._running.values() if not running.ended]
+
+    def _told_to_stop(self) -> bool:
+        """Whether a signal comes within a moment."""
+        try:
+            self._signals.get(timeout=LOOK_S)
+        except Empty:
+            return False
+        return True
+
+    @contextmanager
+    def _listening(self) -> Iterator[None]:
+        def note(number: int, _frame: object) -> None:
+            self._signals.put(number)  # the one queue that a signal's handler may use
+
+        before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+@contextmanager
+def _interrupts_kept_back() -> Iterator[None]:
+    """A process that is started here never sees SIGINT: a terminal gives Ctrl-C to all, and we alone pass it on."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _how(running: Running, returncode: int) -> str:
+    """How a process ended; what it said last is a cause only if it ended by itself."""
+    if returncode < 0:
+        return f"was ended by {signal.Signals(-returncode).name}"
+    return f"ended with exit code {returncode} ({running.last_line})"
+
+
+def end_with_supervisor(stdin: int) -> None:
+    """In a worker: drain as on SIGTERM once the supervisor is gone, which held the other end of ``stdin``."""
+
+    def wait() -> None:
+        while os.read(stdin, 1):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, name="supervisor", daemon=True).start()
+
+
+def places(settings: Settings, devices: Sequence[str], count: int | None) -> list[Place]:
+    """A place for each worker: ``count`` of them, over all devices in turn; by default one a device.
+
+    Raises:
+        SettingsError: there is no GPU where one was asked for, or no port for the metrics of all.
+    """
+    wanted = list(devices) or [settings.device or ""]
+    if count == 1 and wanted == [""]:
+        found = [""]  # the worker finds its device itself: no need to import torch twice
+    else:
+        found = [device for name in wanted for device in ([name] if name not in {"", "cuda"} else _gpus(name))]
+    chosen = list(itertools.islice(itertools.cycle(found), len(found) if count is None else count))
+    port = settings.metrics_port
+    if port and port + len(chosen) - 1 > PORT_MAX:
+        raise SettingsError(
+            f"OVIS_METRICS_PORT: {len(chosen)} workers need as many ports from {port} on: choose a lower one"
+        )
+    return [_place(number, device, port) for number, device in enumerate(chosen)]
+
+
+def _place(number: int, device: str, port: int | None) -> Place:
+    options = ["--supervised", *(["--device", device] if device else [])]
+    environment = {} if port is None else {"OVIS_METRICS_PORT": str(port + number if port else 0)}
+    return Place(f"worker-{number}", options, environment)
+
+
+def _gpus(name: str) -> list[str]:
+    """Every GPU that torch sees; the CPU where it sees none and none was asked for by ``name``."""
+    counted = subprocess.run([sys.executable, "-c", COUNT_GPUS], capture_output=True, text=True, check=False)
+    if counted.returncode:
+        last = (counted.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        raise SettingsError(f"the GPUs cannot be counted ({last}): install ovis-batch[worker]")
+    gpus = [f"cuda:{number}" for number in range(int(counted.stdout))]
+    if not gpus and name:
+        raise SettingsError("OVIS_DEVICE or --device is cuda, and torch sees no GPU: check the driver, or choose cpu")
+    return gpus or ["cpu"]
+
+
+def kill_after_s(settings: Settings) -> float:
+    """What workers may take to end: well above their own deadline, one and a half of the grace time and 2 s."""
+    return 2 * settings.stop_grace_s + 5
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """``python -m worker [--device D ...] [--count N]``: exit code 0 after SIGTERM.
+
+    2 if no worker can run before a person has changed something, 75 if workers had to be killed at the end.
+    """
+    parser = argparse.ArgumentParser(prog="python -m worker", description="One worker process a device, kept running.")
+    parser.add_argument("--device", action="append", default=[], help="cpu, cuda (every GPU), cuda:1, …; repeatable")
+    parser.add_argument("--count", type=int, help="workers, over the devices in turn; default: one a device")
+    options = parser.parse_args(arguments)
+    if options.count is not None and options.count < 1:
+        parser.error("--count must be at least 1")
+    try:
+        settings = load_settings()
+        logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        return Supervisor(places(settings, options.device, options.count), kill_after_s=kill_after_s(settings)).run()
+    except SettingsError as error:
+        print(f"ovis-batch workers: {error}", file=sys.stderr)
+        return EXIT_SETTINGS
