@@ -9,7 +9,7 @@ TORCH := $(shell sed -n 's/^\(torch==[0-9.]*\).*/\1/p' constraints.txt)
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test check check-docker bench bench-engine screenshot lock clean
+.PHONY: help demo up test chaos check check-docker bench bench-engine screenshot lock clean
 
 help: ## List these commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -22,6 +22,9 @@ up: $(INSTALLED) ## Run a whole farm on this machine until Ctrl-C
 
 test: $(INSTALLED) ## Run the whole test suite, with real servers
 	$(BIN)/python -m pytest
+
+chaos: $(INSTALLED) ## Kill, freeze and cut off everything a thousand times, and count what was lost (25 minutes)
+	$(BIN)/python -m tests.chaos --long
 
 check: $(INSTALLED) check-docker ## Lint, format, types, import rules
 	$(BIN)/ruff check .
