@@ -12,6 +12,7 @@ from base64 import b64decode, b64encode
 from typing import Any
 from uuid import UUID, uuid4
 
+import kombu
 from kombu.transport import redis
 
 from producer.jobs.contract import QUEUE, TASK, Message, Priority
@@ -23,6 +24,7 @@ PRIORITY_STEPS = [priority.rank for priority in Priority]
 LISTS = {priority: f"{QUEUE}{redis.Channel.sep}{priority.rank}" if priority.rank else QUEUE for priority in Priority}
 """The Redis lists, as ``Channel._q_for_pri`` names them."""
 PRIORITIES = {name.encode(): priority for priority, name in LISTS.items()}
+LONGEST_PAUSE_S = 3
 CLAIM_MAX = 2**31 - 1
 """What the column of the claim holds."""
 JSON, TEXT = "application/json", "utf-8"
@@ -89,6 +91,21 @@ class Transport(redis.Transport):
     """What ``broker_transport`` names."""
 
     Channel = Channel
+
+
+class Connection(kombu.Connection):
+    """A connection that looks for a missing Redis again every ``LONGEST_PAUSE_S`` at least.
+
+    kombu's pauses grow to 30 s, and its callers in Celery give no others: after a long outage all that time would be
+    lost once more.
+    """
+
+    def ensure_connection(  # type: ignore[override]  # which names each option
+        self, *arguments: Any, **options: Any
+    ) -> kombu.Connection:
+        """As kombu's own, but for the pauses between two tries."""
+        pauses = {"interval_start": 1, "interval_step": 1, "interval_max": LONGEST_PAUSE_S}
+        return super().ensure_connection(*arguments, **options | pauses)
 
 
 def _message_alone(popped: tuple[bytes, bytes] | None, **_options: Any) -> tuple[bytes, bytes] | None:

@@ -16,7 +16,7 @@ from kombu.exceptions import OperationalError
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from producer.jobs.broker import LISTS, PRIORITY_STEPS, Rubbish, Transport, read_message
+from producer.jobs.broker import LISTS, PRIORITY_STEPS, Connection, Rubbish, Transport, read_message
 from producer.jobs.contract import QUEUE, TASK, Outgoing
 from producer.jobs.errors import Unavailable
 
@@ -34,6 +34,7 @@ SOCKET_OPTIONS: dict[str, Any] = {
 def celery_app(redis_url: str) -> Celery:
     """The app that dispatcher and workers share. No result backend: the row is the result."""
     app = Celery("ovis", broker=redis_url)
+    app.amqp.Connection = Connection
     app.conf.update(
         task_default_queue=QUEUE,
         task_serializer="json",
