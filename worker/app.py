@@ -129,6 +129,7 @@ class Worker:
             self._outages,
             drawing=self._drawing,
             on_lost=self._device.cancel,
+            make_room=self._device.give_way,
         )
         self._executor = Executor(
             self.id,

@@ -114,6 +114,7 @@ class Device:
         self._waiting: list[_Order] = []  # the oldest first
         self._inside: dict[int, _Order] = {}
         self._cancelled: set[Hashable] = set()
+        self._giving_way: set[Hashable] = set()
         self._all_due = False
         self._draining = False
         self._stopped = False
@@ -148,6 +149,15 @@ class Device:
         """Drop the request between two steps; its ``draw`` raises Cancelled. Unknown keys are nothing."""
         with self._changed:
             self._cancelled.add(key)
+            self._changed.notify()
+
+    def give_way(self, key: Hashable) -> None:
+        """Give the request back between two steps, with a checkpoint; its ``draw`` raises Drained.
+
+        Unknown keys are nothing.
+        """
+        with self._changed:
+            self._giving_way.add(key)
             self._changed.notify()
 
     def checkpoint(self) -> None:
@@ -201,6 +211,7 @@ class Device:
                 self._watchdog.alive()
             self._watchdog.alive()
             self._drop_cancelled()
+            self._let_go()
             if self._draining:
                 self._give_back()
             while self._waiting and len(self._inside) < self._engine.capacity:
@@ -208,7 +219,7 @@ class Device:
             return not self._stopped
 
     def _something_to_do(self) -> bool:
-        return bool(self._waiting or self._cancelled or self._inside or self._stopped)
+        return bool(self._waiting or self._cancelled or self._giving_way or self._inside or self._stopped)
 
     def _admit(self, order: _Order) -> None:
         self._waiting.remove(order)
@@ -233,6 +244,14 @@ class Device:
             self._waiting.remove(order)
             order.end(Cancelled("taken out before its first step"))
         self._cancelled.clear()
+
+    def _let_go(self) -> None:
+        for ticket, order in list(self._inside.items()):
+            if order.key in self._giving_way:
+                self._save_one(ticket, self._engine.progress()[ticket].done)
+                self._engine.cancel(ticket)
+                self._inside.pop(ticket).end(Drained("gives way to a more urgent job"))
+        self._giving_way.clear()
 
     def _give_back(self) -> None:
         for ticket, done in self._engine.progress().items():

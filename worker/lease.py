@@ -1,4 +1,4 @@
-"""The worker's heartbeat, and the question which of its claims still hold.
+"""The worker's heartbeat, and the questions which of its claims still hold, and whether one should give way.
 
 One row per worker carries the heartbeat, never the job's row. A claim that no longer holds (cancelled, reclaimed) is
 dropped from the engine between two steps. A missing Postgres ends nothing: drawing goes on, and the fence of every
@@ -8,6 +8,7 @@ later write decides.
 import contextlib
 import json
 import logging
+import random
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,8 +25,11 @@ log = logging.getLogger(__name__)
 
 
 class Lease:
-    """Keeps one worker's lease. ``drawing`` tells what it draws; ``on_lost`` is called at
-    each look at a claim that is lost and still held."""
+    """Keeps one worker's lease.
+
+    ``drawing`` tells what it draws; ``on_lost`` is called at each look at a claim that is lost and still held;
+    ``make_room`` with a claim that should give way to a more urgent job.
+    """
 
     def __init__(
         self,
@@ -37,6 +41,7 @@ class Lease:
         *,
         drawing: Callable[[], list[dict[str, Any]]],
         on_lost: Callable[[Message], None],
+        make_room: Callable[[Message], None],
     ) -> None:
         self._store = store
         self._worker_id = worker_id
@@ -44,7 +49,10 @@ class Lease:
         self._outages = outages
         self._drawing = drawing
         self._on_lost = on_lost
-        self._held: set[Message] = set()
+        self._make_room = make_room
+        self._capacity = int(description["capacity"])
+        self._durations = durations
+        self._held: dict[Message, Claim] = {}
         self._lost: set[Message] = set()
         self._unheld: set[Message] = set()
         self._stop = threading.Event()
@@ -53,6 +61,7 @@ class Lease:
             for name, act, pause_s in (
                 ("heartbeat", self.beat, durations.heartbeat_s),
                 ("claim-check", self._check, durations.claim_check_s),
+                ("urgent-check", self._give_way, durations.claim_check_s),
             )
         ]
 
@@ -79,11 +88,11 @@ class Lease:
     def holding(self, claim: Claim) -> Iterator[None]:
         """Ask after this claim for as long as the body runs."""
         message = claim.message
-        self._held.add(message)
+        self._held[message] = claim
         try:
             yield
         finally:
-            self._held.discard(message)
+            self._held.pop(message, None)
             self._lost.discard(message)
 
     def lost(self, claim: Claim) -> bool:
@@ -94,21 +103,36 @@ class Lease:
         """Compare what this worker believes to hold with what the table says that it holds."""
         believed = set(self._held)
         told = self._store.holding(self._worker_id)
-        for message in (believed - told) & self._held:
+        for message in (believed - told) & self._held.keys():
             self._lost.add(message)
             self._on_lost(message)
-        self._give_back_unheld(told - believed - self._held)
+        self._give_back_unheld(told - believed - self._held.keys())
 
     def _give_back_unheld(self, unheld: set[Message]) -> None:
         """A claim whose answer was lost is running for the table and unknown here: seen twice, it goes back.
 
         Once is not enough: a claim is in the table a moment before it is held here.
         """
-        for message in unheld & self._unheld - self._held:
+        for message in unheld & self._unheld - self._held.keys():
             log.warning("job %s: was claimed here unnoticed, and goes back to the queue", message.job_id)
             with contextlib.suppress(LostClaim):
                 self._store.give_back(Fence(message.job_id, message.claim, self._worker_id))
         self._unheld = unheld
+
+    def _give_way(self) -> None:
+        """A worker whose places are all taken gives one of its least urgent up while a more urgent job waits.
+
+        Every full worker sees the same jobs waiting, so each does it by chance: together about one for each job.
+        """
+        held = list(self._held.values())
+        if len(held) < self._capacity:
+            return
+        least = max(held, key=lambda claim: claim.priority.rank).priority
+        waiting = self._store.urgent_messages_per_worker(
+            least, waiting_s=self._durations.claim_check_s, lease_s=self._durations.lease_s
+        )
+        if random.random() < waiting:
+            self._make_room(random.choice([claim for claim in held if claim.priority is least]).message)
 
     def _repeat(self, act: Callable[[], None], pause_s: float) -> None:
         while not self._stop.wait(pause_s):

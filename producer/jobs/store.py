@@ -368,6 +368,14 @@ class Store:
         with self._single() as connection:
             return {Message(row.id, row.claim) for row in connection.execute(statement, {"worker": worker_id})}
 
+    def urgent_messages_per_worker(self, priority: Priority, *, waiting_s: float, lease_s: float) -> float:
+        """Messages that are more urgent than ``priority`` and that nobody has taken for ``waiting_s``, for each worker
+        that lives."""
+        values = {"rank": priority.rank, "waiting": waiting_s, "lease": lease_s}
+        with self._single() as connection:
+            row = connection.execute(_URGENT_MESSAGES, values).one()
+        return row.messages / max(1, row.workers)
+
     def mark_alone(self, claim: Claim) -> None:
         """The suspect has the process to itself: a death from here on is its own. Raises: LostClaim."""
         with self._single() as connection:
@@ -813,6 +821,15 @@ _WINDOW = text(
     SELECT (SELECT jsonb_object_agg(priority, n)
             FROM (SELECT (SELECT priority FROM jobs WHERE jobs.id = job_id) AS priority, count(*) AS n
                   FROM messages GROUP BY 1) AS waiting) AS published,
+           (SELECT count(*) FROM workers
+            WHERE stopped_at IS NULL AND heartbeat_at > now() - make_interval(secs => :lease)) AS workers
+    """
+)
+
+_URGENT_MESSAGES = text(
+    """
+    SELECT (SELECT count(*) FROM messages WHERE published_at < now() - make_interval(secs => :waiting)
+            AND (SELECT priority FROM jobs WHERE jobs.id = job_id) < :rank) AS messages,
            (SELECT count(*) FROM workers
             WHERE stopped_at IS NULL AND heartbeat_at > now() - make_interval(secs => :lease)) AS workers
     """

@@ -6,7 +6,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from producer.jobs.contract import Job, Message, State, Submission
+from producer.jobs.contract import Job, Message, Priority, State, Submission
 from producer.jobs.settings import Settings
 from producer.jobs.store import Store
 from tests.waiting import until
@@ -27,15 +27,25 @@ def lost() -> list[Message]:
 
 
 @pytest.fixture
-def lease(settings: Settings, store: Store, worker_id: UUID, lost: list[Message]) -> Iterator[Lease]:
-    lease = Lease(store, worker_id, DESCRIPTION, settings.durations, Outages(), drawing=list, on_lost=lost.append)
+def gave_way() -> list[Message]:
+    return []
+
+
+@pytest.fixture
+def lease(
+    settings: Settings, store: Store, worker_id: UUID, lost: list[Message], gave_way: list[Message]
+) -> Iterator[Lease]:
+    lease = Lease(
+        store, worker_id, DESCRIPTION, settings.durations, Outages(),
+        drawing=list, on_lost=lost.append, make_room=gave_way.append,
+    )  # fmt: skip
     lease.start()
     yield lease
     lease.stop()
 
 
-def submit(store: Store) -> Job:
-    return store.submit(Submission(prompt="a"), max_failures=3)
+def submit(store: Store, priority: str = "standard") -> Job:
+    return store.submit(Submission(prompt="a", priority=Priority(priority)), max_failures=3)
 
 
 def test_a_claim_whose_answer_was_lost_goes_back_to_the_queue(store: Store, lease: Lease, worker_id: UUID) -> None:
@@ -67,3 +77,26 @@ def test_who_holds_a_cancelled_claim_is_told_until_it_lets_go(
         store.cancel(job.id)
         until(lambda: len(lost) >= 2)
     assert set(lost) == {claim.message}
+
+
+@pytest.mark.parametrize(
+    ("held", "waits", "gives_way"),
+    [("bulk", "interactive", True), ("bulk", "standard", True), ("bulk", "bulk", False), ("standard", "bulk", False)],
+)
+def test_a_full_worker_gives_way_to_what_is_more_urgent_and_waits(
+    store: Store, lease: Lease, gave_way: list[Message], worker_id: UUID, settings: Settings,
+    held: str, waits: str, gives_way: bool,
+) -> None:  # fmt: skip
+    leader = uuid4()
+    assert store.lead(leader, leader_s=600)
+    claim = store.claim(Message(submit(store, held).id, 1), worker_id)
+    assert claim is not None
+    with lease.holding(claim):
+        submit(store, waits)
+        time.sleep(3 * settings.durations.claim_check_s)
+        assert not gave_way, "nobody was asked to take it yet"
+        assert store.next_messages(leader, {lane.id: 1 for lane in store.lanes()})
+        if gives_way:
+            until(lambda: gave_way)
+        time.sleep(3 * settings.durations.claim_check_s)
+    assert set(gave_way) == ({claim.message} if gives_way else set())

@@ -328,10 +328,10 @@ from tests.blank_worker import BlankEngine
 from worker.device import Device
 
 def hold_the_gil():
-    ctypes.PyDLL(None).sleep(60)
+    ctypes.PyDLL(None).sleep(600)
 
 def hang(self, *arguments, **named):
-    hold_the_gil() if sys.argv[2] == "holds" else time.sleep(60)
+    hold_the_gil() if sys.argv[2] == "holds" else time.sleep(600)
 
 if sys.argv[1] != "nothing":
     setattr(BlankEngine, sys.argv[1], hang)
@@ -364,4 +364,25 @@ def test_a_device_without_work_and_one_with_much_of_it_lives_on() -> None:
 
 def run_hanging(*arguments: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-c", HANGING, *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=50)  # it would hang for 60
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)  # it would hang for 600
+
+
+def test_an_image_that_gives_way_leaves_with_a_checkpoint_and_its_neighbour_goes_on(
+    engine: StepEngine, threads: ThreadPoolExecutor
+) -> None:
+    saved: list[tuple[object, Latents]] = []
+    device = Device(engine, step_limit_s=60, on_checkpoint=lambda key, latents: saved.append((key, latents)))
+    device.start()
+    leaving, staying = (threads.submit(device.draw, key, request("endless")) for key in ("leaving", "staying"))
+    until(lambda: all(device.progress().get(key, Progress(0, 0)).done > 2 for key in ("leaving", "staying")))
+    device.give_way("nobody")
+    device.give_way("leaving")
+    with pytest.raises(Drained, match="urgent"):
+        leaving.result(5)
+    assert [key for key, _ in saved] == ["leaving"]
+    assert saved[0][1].step > 2
+    assert not staying.done()
+    device.drain()
+    with pytest.raises(Drained):
+        staying.result(5)
+    assert device.stop(timeout_s=10)
