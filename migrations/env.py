@@ -18,6 +18,7 @@ def migrate() -> None:
     database_url = context.config.attributes.get("database_url") or load_settings().require("database_url")
     engine = connect(database_url)
     with engine.begin() as connection:
+        connection.execute(text("SET LOCAL statement_timeout = 0"))  # a large farm's rows take minutes
         connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": LOCK})
         context.configure(connection=connection, target_metadata=metadata, transaction_per_migration=False)
         context.run_migrations()

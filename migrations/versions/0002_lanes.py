@@ -15,18 +15,17 @@ depends_on = None
 
 NO_BATCH = f"CAST('{UUID(int=0)}' AS uuid)"
 
-# As pipeline.request.ImageRequest.work counts it: drawn pixels times steps times branches, in millions.
-FILL_WORK = """
-    UPDATE jobs SET work = ceil((request->>'width')::float / 16) * ceil((request->>'height')::float / 16) * 256
-        * (request->>'steps')::float * CASE WHEN (request->>'guidance')::float > 1 THEN 2 ELSE 1 END / 1e6
-"""
-
 FILL_LANES = (
     "INSERT INTO lanes (tenant, batch_id, priority, open) SELECT DISTINCT tenant, batch_id, priority, true FROM jobs"
 )
 
-FILL_LANE_OF_JOB = f"""
-    UPDATE jobs SET lane_id = lanes.id FROM lanes
+# Work as pipeline.request.ImageRequest.work counts it: drawn pixels times steps times branches, in millions. Both in
+# one statement, since each writes every row anew.
+FILL_JOBS = f"""
+    UPDATE jobs SET lane_id = lanes.id,
+        work = ceil((request->>'width')::float / 16) * ceil((request->>'height')::float / 16) * 256
+            * (request->>'steps')::float * CASE WHEN (request->>'guidance')::float > 1 THEN 2 ELSE 1 END / 1e6
+    FROM lanes
     WHERE lanes.priority = jobs.priority AND coalesce(lanes.batch_id, {NO_BATCH}) = coalesce(jobs.batch_id, {NO_BATCH})
 """
 
@@ -129,12 +128,11 @@ def _give_jobs_their_lanes() -> None:
             comment="Steps done in that image; set and cleared with its key.",
         ),
     )
-    op.execute(FILL_WORK)
     op.execute(FILL_LANES)
-    op.execute(FILL_LANE_OF_JOB)
+    op.drop_index("jobs_state", table_name="jobs")
+    op.execute(FILL_JOBS)
     op.alter_column("jobs", "work", nullable=False)
     op.alter_column("jobs", "lane_id", nullable=False)
-    op.drop_index("jobs_state", table_name="jobs")
     op.create_index("jobs_lane", "jobs", ["state", "lane_id", "not_before", "seq"], unique=False)
 
 

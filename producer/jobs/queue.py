@@ -51,6 +51,7 @@ def celery_app(redis_url: str) -> Celery:
         broker_connection_retry=True,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
+        broker_use_ssl=_ssl(redis_url),
         broker_transport=f"{Transport.__module__}:{Transport.__qualname__}",
         broker_transport_options={
             "priority_steps": PRIORITY_STEPS,
@@ -61,6 +62,15 @@ def celery_app(redis_url: str) -> Celery:
         },
     )
     return app
+
+
+def _ssl(redis_url: str) -> dict[str, Any] | None:
+    """As redis-py reads the address: kombu knows ``rediss`` only by the name of its own transport."""
+    options = redis.ConnectionPool.from_url(redis_url)
+    if not issubclass(options.connection_class, redis.SSLConnection):
+        return None
+    given = {name: value for name, value in options.connection_kwargs.items() if name.startswith("ssl_")}
+    return {"ssl_cert_reqs": "required"} | given
 
 
 class Queue:

@@ -62,7 +62,8 @@ CONNECT_ARGS: dict[str, Any] = {
     "keepalives_count": 3,
     "tcp_user_timeout": 15_000,  # ms; keepalives say nothing while what was sent is not acknowledged
     # A frozen process must not hold a row for ever.
-    "options": "-c timezone=UTC -c idle_in_transaction_session_timeout=10s -c statement_timeout=60s",
+    "options": "-c timezone=UTC -c idle_in_transaction_session_timeout=10s -c statement_timeout=60s"
+    " -c tcp_keepalives_idle=10 -c tcp_keepalives_interval=3 -c tcp_keepalives_count=3",
 }
 
 
@@ -79,8 +80,8 @@ def connect(database_url: str, *, connections: int = 5, ping: bool = True) -> En
 
 
 AWAY = ("08", "25", "53", "57", "58")
-"""Classes of SQLSTATE that pass by themselves: no connection, a standby or a broken transaction, no resources, an
-operator's doing, the system's fault."""
+"""Classes of SQLSTATE that pass by themselves and are no OperationalError for psycopg: no connection, a standby or a
+broken transaction, no resources, an operator's doing, the system's fault."""
 
 
 @contextmanager
@@ -184,9 +185,9 @@ class Store:
         """
         batch_id = uuid4()
         with self._begin() as connection:
-            connection.execute(text("SET LOCAL statement_timeout = 0"))
             earlier = _earlier(connection, tenant, key, batch_id=batch_id)
             if earlier is None:
+                connection.execute(text("SET LOCAL statement_timeout = 0"))
                 batch = {"id": batch_id, "tenant": tenant, "name": name, "weight": weight}
                 connection.execute(_INSERT_BATCH, batch)
                 lanes = _batch_lanes(connection, tenant, batch_id)
@@ -493,6 +494,14 @@ class Store:
             locked = [row.id for row in connection.execute(_LOCK_LANES, values)]
             connection.execute(_CLOSE_LANES, {"ids": locked})
 
+    def reopen_lanes(self, holder: UUID) -> int:
+        """Open the lanes that hold a queued job and are closed; returns how many.
+
+        There are none, unless somebody has queued a job in another way: an older worker, or a person with SQL.
+        """
+        with self._single() as connection:
+            return connection.execute(_REOPEN_LANES, {"holder": holder}).rowcount
+
     def overdue_messages(self, holder: UUID, *, audit_s: float) -> list[Outgoing]:
         """The messages that should be in Redis for longer than ``audit_s``; rows that should not are removed."""
         with self._begin() as connection:
@@ -502,9 +511,8 @@ class Store:
 
     def republishing(self, holder: UUID, messages: Sequence[Message]) -> None:
         """Note that these are published again now."""
-        statement = text(f"UPDATE messages SET published_at = now() WHERE job_id = ANY(:ids) AND {_LEADS}")
         with self._single() as connection:
-            connection.execute(statement, {"ids": [message.job_id for message in messages], "holder": holder})
+            connection.execute(_REPUBLISHING, {"ids": [message.job_id for message in messages], "holder": holder})
 
     def reclaim(self, holder: UUID, *, lease_s: float) -> list[tuple[UUID, State]]:
         """Take back the jobs of workers that have been silent for a lease; returns each job and its new state.
@@ -567,10 +575,12 @@ def _notify(connection: Connection) -> None:
 def _earlier(connection: Connection, tenant: str, key: SubmissionKey | None, **ids: UUID) -> Any:
     """What came of this key when it came before; None, with the key kept for ``ids``, if it is new.
 
-    While another transaction submits with the same key, this waits for its end. Raises: KeyReused.
+    While another transaction submits with the same key, this waits for its end, but not for long: the other may be
+    frozen. Raises: KeyReused, and what becomes Unavailable.
     """
     if key is None:
         return None
+    connection.execute(text("SET LOCAL lock_timeout = '5s'"))
     values = {"tenant": tenant, "key": key.key, "fingerprint": key.fingerprint, "job_id": None, "batch_id": None} | ids
     if connection.execute(_KEEP_KEY, values).rowcount:
         return None
@@ -581,8 +591,13 @@ def _earlier(connection: Connection, tenant: str, key: SubmissionKey | None, **i
 
 
 def _single_lane(connection: Connection, tenant: str, priority: Priority) -> int:
-    """Open the lane of the jobs that the tenant submits alone. Its row stays locked until the commit."""
-    return int(connection.execute(_SINGLE_LANE, {"tenant": tenant, "priority": priority.rank}).scalar_one())
+    """The lane of the jobs that the tenant submits alone, open, and not to be closed before the commit.
+
+    One that is open already is locked together with others who submit, so that none waits for another.
+    """
+    values = {"tenant": tenant, "priority": priority.rank}
+    found = connection.execute(_OPEN_SINGLE_LANE, values).scalar()
+    return int(found or connection.execute(_SINGLE_LANE, values).scalar_one())
 
 
 def _batch_lanes(connection: Connection, tenant: str, batch_id: UUID) -> dict[Priority, int]:
@@ -646,6 +661,10 @@ _KEEP_KEY = text(
 
 _EARLIER = text("SELECT fingerprint, job_id, batch_id FROM submissions WHERE tenant = :tenant AND key = :key")
 
+_OPEN_SINGLE_LANE = text(
+    "SELECT id FROM lanes WHERE tenant = :tenant AND batch_id IS NULL AND priority = :priority AND open FOR SHARE"
+)
+
 _SINGLE_LANE = text(
     f"""
     INSERT INTO lanes (tenant, priority, open) VALUES (:tenant, :priority, true)
@@ -704,7 +723,8 @@ _WORKERS = text(
 _CANCEL = text(
     """
     WITH cancelled AS (
-        UPDATE jobs SET state = 'cancelled', finished_at = now(), checkpoint_key = NULL, checkpoint_step = 0
+        UPDATE jobs SET state = 'cancelled', finished_at = now(), worker_id = NULL,
+                        checkpoint_key = NULL, checkpoint_step = 0
         WHERE (id = :job OR batch_id = :batch) AND state IN ('queued', 'running')
         RETURNING id, claim
     ), noted AS (
@@ -871,13 +891,36 @@ _CLOSE_LANES = text(
     """
 )
 
+_REOPEN_LANES = text(
+    f"""
+    WITH RECURSIVE holding AS (
+        (SELECT lane_id FROM jobs WHERE state = 'queued' ORDER BY lane_id LIMIT 1)
+        UNION ALL
+        SELECT (SELECT j.lane_id FROM jobs j WHERE j.state = 'queued' AND j.lane_id > holding.lane_id
+                ORDER BY j.lane_id LIMIT 1)
+        FROM holding WHERE holding.lane_id IS NOT NULL
+    )
+    UPDATE lanes SET open = true FROM holding WHERE lanes.id = holding.lane_id AND NOT open AND {_LEADS}
+    """
+)
+
 _STALE_MESSAGES = text(
     f"""
-    DELETE FROM messages
-    WHERE {_LEADS} AND (
-        SELECT state <> 'queued' OR messages.claim <> jobs.claim + 1
-            OR EXISTS (SELECT 1 FROM batches WHERE batches.id = jobs.batch_id AND paused)
-        FROM jobs WHERE jobs.id = messages.job_id)
+    DELETE FROM messages WHERE job_id IN (
+        SELECT job_id FROM messages AS m
+        WHERE {_LEADS} AND (
+            SELECT state <> 'queued' OR m.claim <> jobs.claim + 1
+                OR EXISTS (SELECT 1 FROM batches WHERE batches.id = jobs.batch_id AND paused)
+            FROM jobs WHERE jobs.id = m.job_id)
+        FOR UPDATE SKIP LOCKED)
+    """
+)
+"""What is locked is being claimed or cancelled just now. To wait for it could be to wait for each other."""
+
+_REPUBLISHING = text(
+    f"""
+    UPDATE messages SET published_at = now() WHERE job_id IN (
+        SELECT job_id FROM messages WHERE job_id = ANY(:ids) AND {_LEADS} FOR UPDATE SKIP LOCKED)
     """
 )
 
@@ -891,12 +934,11 @@ _OVERDUE_MESSAGES = text(
 _RECLAIM = text(
     f"""
     WITH lost AS (
-        SELECT jobs.id, jobs.claim, jobs.lane_id, jobs.drawn_alone AS alone
-        FROM jobs LEFT JOIN workers ON workers.id = jobs.worker_id
-        WHERE jobs.state = 'running' AND {_LEADS}
-          AND (workers.id IS NULL OR workers.stopped_at IS NOT NULL
-               OR workers.heartbeat_at < now() - make_interval(secs => :lease))
-        FOR UPDATE OF jobs SKIP LOCKED
+        SELECT id, claim, lane_id, drawn_alone AS alone, drawn_alone AND failures + 1 >= max_failures AS final FROM jobs
+        WHERE state = 'running' AND {_LEADS}
+          AND NOT EXISTS (SELECT 1 FROM workers WHERE workers.id = jobs.worker_id AND stopped_at IS NULL
+                          AND heartbeat_at >= now() - make_interval(secs => :lease))
+        FOR UPDATE SKIP LOCKED
     ), noted AS (
         UPDATE claims SET ended_at = now(), outcome = 'lease_lost',
                error = 'the worker died or fell silent'
@@ -904,12 +946,13 @@ _RECLAIM = text(
         FROM lost
         WHERE claims.job_id = lost.id AND claims.claim = lost.claim
     ), opened AS (
-        UPDATE lanes SET open = true FROM lost WHERE lanes.id = lost.lane_id
+        UPDATE lanes SET open = true FROM lost WHERE lanes.id = lost.lane_id AND NOT final
     )
     UPDATE jobs SET
-        state = CASE WHEN drawn_alone AND failures + 1 >= max_failures THEN 'failed' ELSE 'queued' END,
-        finished_at = CASE WHEN drawn_alone AND failures + 1 >= max_failures THEN now() END,
-        failures = failures + drawn_alone::int, suspect = true, drawn_alone = false, worker_id = NULL,
+        state = CASE WHEN final THEN 'failed' ELSE 'queued' END, finished_at = CASE WHEN final THEN now() END,
+        checkpoint_key = CASE WHEN final THEN NULL ELSE checkpoint_key END,
+        checkpoint_step = CASE WHEN final THEN 0 ELSE checkpoint_step END,
+        failures = failures + alone::int, suspect = true, drawn_alone = false, worker_id = NULL,
         error_code = 'worker_lost', error_message = 'the worker process died or fell silent while it held this job'
     FROM lost WHERE jobs.id = lost.id
     RETURNING jobs.id, jobs.state

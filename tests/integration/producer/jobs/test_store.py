@@ -519,3 +519,66 @@ def test_a_postgres_that_is_away_is_unavailable() -> None:
     store = Store.at("postgresql://nobody:x@127.0.0.1:1/none")
     with pytest.raises(Unavailable, match="Postgres"):
         store.ping()
+
+
+def test_a_lane_in_which_somebody_else_queued_a_job_is_opened_again(store: Store, leader: UUID) -> None:
+    jobs = [submit(store, priority=priority) for priority in ("bulk", "standard")]
+    for job in jobs:
+        claim(store, job, worker(store))
+    store.close_lanes(leader, [lane.id for lane in store.lanes()])
+    assert store.reopen_lanes(leader) == 0
+    sql(store, "UPDATE jobs SET state = 'queued', worker_id = NULL")  # by hand, or by a worker of an older version
+    assert store.lanes() == []
+    assert store.reopen_lanes(uuid4()) == 0, "only the leader does"
+    assert store.reopen_lanes(leader) == 2
+    assert len(next_messages(store, leader)) == 2
+
+
+def test_who_submits_alone_waits_for_nobody_who_does_the_same(store: Store) -> None:
+    submit(store)
+    with store._begin() as frozen:
+        frozen.execute(text("SELECT id FROM lanes WHERE open FOR SHARE"))  # as in the middle of a submission
+        frozen.execute(text("SELECT 1"))
+        with ThreadPoolExecutor() as pool:
+            assert pool.submit(submit, store).result(5).state is State.QUEUED
+
+
+def test_a_job_that_its_last_death_fails_leaves_its_checkpoint_to_the_sweep(store: Store, leader: UUID) -> None:
+    job, me = submit(store, max_failures=1), worker(store)
+    silence_after(store, me, claim(store, job, me), leader)
+    me = worker(store)
+    taken = claim(store, job, me)
+    key = f"checkpoints/{job.id}/2-20.safetensors"
+    store.note_checkpoint(taken, key, 20)
+    store.mark_alone(taken)
+    silence_after(store, me, taken, leader)
+    assert store.job(job.id).state is State.FAILED
+    assert store.sweepable([key]) == [key]
+
+
+def silence_after(store: Store, worker_id: UUID, taken: Claim, leader: UUID) -> None:
+    silence(store, worker_id)
+    assert [job_id for job_id, _ in store.reclaim(leader, lease_s=LEASE_S)] == [taken.job_id]
+
+
+def test_the_dispatcher_and_a_cancel_never_wait_for_each_other(store: Store, leader: UUID) -> None:
+    batch = store.submit_batch("b", [Submission(prompt="a") for _ in range(50)], max_failures=3)
+    messages = next_messages(store, leader, 50)
+    with store._begin() as cancelling:  # holds one message, and would want others next
+        cancelling.execute(text("SELECT 1 FROM messages WHERE job_id = :id FOR UPDATE"), {"id": messages[25].job_id})
+        with ThreadPoolExecutor() as pool:
+            pool.submit(store.republishing, leader, messages).result(5)
+            sql(store, "UPDATE batches SET paused = true")
+            assert pool.submit(store.overdue_messages, leader, audit_s=0).result(5) != []
+    assert published(store) == 1, "only the one that was held is left"
+    assert store.batch(batch.id).jobs == 50
+
+
+def test_a_second_who_submits_with_a_key_does_not_wait_for_ever(store: Store) -> None:
+    key = SubmissionKey("k", "f")
+    with store._begin() as frozen:
+        frozen.execute(
+            text("INSERT INTO submissions (tenant, key, fingerprint) VALUES ('default', 'k', 'f')"),
+        )
+        with pytest.raises(Unavailable, match="lock timeout"):
+            store.submit(Submission(prompt="a"), max_failures=3, key=key)
