@@ -45,7 +45,8 @@ SUBMISSION_TIMEOUT_S = 900.0
 PIECE_BYTES = 65_536
 SPOOL_BYTES = 8 * 2**20
 """Of a batch on its way; what is beyond lies in a temporary file."""
-RETRIED_STATUSES = frozenset({429, 502, 503, 504})
+RETRIED_STATUSES = frozenset({429, 500, 502, 503, 504})
+"""500 too: nothing that is asked here does more when it is asked twice."""
 UNHEARD_ERRORS = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol)
 RETRIED_ERRORS = (httpx.TimeoutException, httpx.NetworkError, httpx.ProxyError, httpx.RemoteProtocolError)
 TERMINAL = frozenset({"succeeded", "failed", "cancelled"})

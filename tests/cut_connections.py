@@ -13,12 +13,14 @@ LIMIT_S = 30
 class CuttingProxy:
     """Passes bytes on to the server at ``url``, but cuts the first ``cuts`` connections at the answer's first byte.
 
-    Whatever the server did for what it was asked is done by then, and the caller learns nothing of it.
+    Whatever the server did for what it was asked is done by then, and the caller learns nothing of it. ``before_cut``
+    is called while the caller still waits.
     """
 
-    def __init__(self, listener: socket.socket, url: str, cuts: int) -> None:
+    def __init__(self, listener: socket.socket, url: str, cuts: int, before_cut: Callable[[], object]) -> None:
         self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         self.left = cuts
+        self._before_cut = before_cut
         self._listener = listener
         self._server = (urlsplit(url).hostname, urlsplit(url).port)
         self._threads: list[threading.Thread] = []
@@ -48,6 +50,7 @@ class CuttingProxy:
         while piece := server.recv(PIECE_BYTES):
             if self.left:
                 self.left -= 1
+                self._before_cut()
                 return
             caller.sendall(piece)
 
@@ -64,10 +67,10 @@ class CuttingProxy:
 
 
 @contextmanager
-def cutting(url: str, *, cuts: int) -> Iterator[CuttingProxy]:
+def cutting(url: str, *, cuts: int, before_cut: Callable[[], object] = lambda: None) -> Iterator[CuttingProxy]:
     """A proxy before the server at ``url``."""
     listener = socket.create_server(("127.0.0.1", 0))
-    proxy = CuttingProxy(listener, url, cuts)
+    proxy = CuttingProxy(listener, url, cuts, before_cut)
     thread = threading.Thread(target=proxy.run)
     thread.start()
     try:

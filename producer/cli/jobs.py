@@ -1,11 +1,11 @@
 """The commands of those who want images: submit, status, wait, results. They speak HTTP to the farm."""
 
 import contextlib
-import functools
 import json
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from http import HTTPStatus
 from pathlib import Path
 from typing import IO, Annotated, Any
 from uuid import UUID, uuid4
@@ -63,7 +63,7 @@ def submit(
         raise SettingsError("give either a prompt or --file")
     if file is None and weight is not None:
         raise SettingsError("--weight is a batch's: give --file")
-    key = key or str(uuid4())
+    key = str(uuid4()) if key is None else key  # an empty one is the farm's to refuse
     given = {
         "negative_prompt": negative_prompt,
         "width": width,
@@ -77,13 +77,17 @@ def submit(
     }
     defaults = {field: value for field, value in given.items() if value is not None}
     with _client() as client:
-        with _telling_the_key(key):
-            if file is None:
-                values = _checked({"prompt": prompt, "name": name, **defaults})
+        if file is None:
+            values = _checked({"prompt": prompt, "name": name, **defaults})
+            with _telling_the_key(key):
                 submitted: Job | Batch = client.submit(values, tenant=tenant, key=key)
-            else:
-                hand_in = functools.partial(client.submit_batch, tenant=tenant, weight=weight, key=key)
-                submitted = _submit_manifest(hand_in, file, kind, name, batch_name, defaults, partial)
+        else:
+
+            def hand_in(name: str, rows: Iterator[dict[str, Any]]) -> Batch:
+                with _telling_the_key(key):
+                    return client.submit_batch(name, rows, tenant=tenant, weight=weight, key=key)
+
+            submitted = _submit_manifest(hand_in, file, kind, name, batch_name, defaults, partial)
         if not wait_:
             _say_submitted(submitted, as_json)
             return 0
@@ -159,12 +163,23 @@ def _cancelled(client: Client, found: Job | Batch) -> Job | Batch:
 @contextlib.contextmanager
 def _telling_the_key(key: str) -> Iterator[None]:
     """When no answer came back, the farm may have submitted it nevertheless; the key finds out."""
+    told = f"it may be submitted: the same command with --key {key} does it no second time"
     try:
         yield
-    except (Unreachable, ServerError) as error:
-        if not isinstance(error, Unreachable) or error.heard:
-            errors.print(f"it may be submitted: the same command with --key {key} does it no second time", markup=False)
+    except KeyboardInterrupt:
+        errors.print(f"\n{told}", markup=False)
         raise
+    except (Unreachable, ServerError, Refused) as error:
+        if _leaves_it_open(error):
+            errors.print(told, markup=False)
+        raise
+
+
+def _leaves_it_open(error: Unreachable | ServerError | Refused) -> bool:
+    """Whether it may be submitted all the same. A 429 refuses only this attempt: an earlier one may have been heard."""
+    if isinstance(error, Unreachable):
+        return error.heard
+    return isinstance(error, ServerError) or error.problem.status == HTTPStatus.TOO_MANY_REQUESTS
 
 
 def _client() -> Client:

@@ -375,7 +375,7 @@ class Store:
         values = {"rank": priority.rank, "waiting": waiting_s, "lease": lease_s}
         with self._single() as connection:
             row = connection.execute(_URGENT_MESSAGES, values).one()
-        return row.messages / max(1, row.workers)
+        return float(row.messages / max(1, row.workers))
 
     def mark_alone(self, claim: Claim) -> None:
         """The suspect has the process to itself: a death from here on is its own. Raises: LostClaim."""

@@ -6,7 +6,7 @@ from uuid import uuid4
 import pytest
 
 from producer.cli import jobs
-from producer.client import Batch, Client, Farm, Job, Unreachable, Worker
+from producer.client import Batch, Client, Farm, Job, Problem, Refused, ServerError, Unreachable, Worker
 
 
 def test_what_a_partial_submission_leaves_out_is_told_beside_the_json(
@@ -25,20 +25,43 @@ def test_what_a_partial_submission_leaves_out_is_told_beside_the_json(
     assert "left out" not in output.out
 
 
+def _problem(status: int) -> Problem:
+    return Problem(type="about:blank", title="no", status=status, detail="no")
+
+
+@pytest.mark.parametrize(
+    ("end", "known"),
+    [
+        (Unreachable("http://farm", "lost", heard=True), False),
+        (Unreachable("http://farm", "away", heard=False), True),
+        (ServerError(_problem(500)), False),
+        (Refused(_problem(429)), False),
+        (Refused(_problem(422)), True),
+        (KeyboardInterrupt(), False),
+    ],
+    ids=repr,
+)
 def test_a_submission_of_which_nobody_knows_tells_the_key_to_ask_again_with(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    end: BaseException,
+    known: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     keys: list[str] = []
-    for heard in (True, False):
 
-        def lose(self: Client, _request: object, *, key: str, **_: object) -> Job:
-            keys.append(key)
-            raise Unreachable("http://farm", "lost", heard=heard)  # noqa: B023  # called within the loop
+    def lose(self: Client, *_: object, key: str, **__: object) -> Job:
+        keys.append(key)
+        raise end
 
-        monkeypatch.setattr(Client, "submit", lose)
-        with pytest.raises(Unreachable):
-            jobs.submit("a boat")
-        assert (f"--key {keys[-1]}" in capsys.readouterr().err) == heard
+    monkeypatch.setattr(Client, "submit", lose)
+    monkeypatch.setattr(Client, "submit_batch", lose)
+    manifest = tmp_path / "m.csv"
+    manifest.write_text("prompt\ngood\n")
+    for what in ({"prompt": "a boat"}, {"file": manifest}):
+        with pytest.raises(type(end)):
+            jobs.submit(**what)
+        assert (f"--key {keys[-1]} " in capsys.readouterr().err) == (not known)
     assert keys[0] != keys[1]
 
 
