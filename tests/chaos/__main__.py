@@ -5,6 +5,7 @@ Exit code 1 if anything was lost, recorded twice, late, or not as a cell expects
 
 import argparse
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -21,6 +22,7 @@ def main() -> int:
     parser.add_argument("--cell", type=int, action="append", help="this one alone; may be given again")
     parser.add_argument("--keep", action="store_true", help="leave logs and data where they are, and say where")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does: nothing is left running
     folder = Path(tempfile.mkdtemp(prefix="ovis-chaos-"))
     nursery = Nursery()
     results = []

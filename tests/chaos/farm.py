@@ -35,6 +35,10 @@ LOST_MESSAGE_S = 5.0
 SUCCEEDED = End()
 SEED = "(request->>'seed')::bigint"
 OPEN = "SELECT count(*) AS n FROM jobs WHERE state IN ('queued', 'running')"
+WHO_DIED = """
+    SELECT id FROM workers WHERE pid = %s AND started_at < to_timestamp(%s) ORDER BY started_at DESC LIMIT 1
+"""
+"""A thousand kills see a pid come round again."""
 BACK_IN_THE_QUEUE = """
     SELECT max(extract(epoch FROM ended_at)) AS at FROM claims WHERE outcome = 'lease_lost' AND worker_id = %s
 """
@@ -341,7 +345,7 @@ class Farm:
             self.expect(code in (0, -9), f"a {member.role} that was told to stop ended with {code}: {member.log_path}")
 
     def _back_in_the_queue(self, fault: Fault) -> float | None:
-        workers = self.rows("SELECT id FROM workers WHERE pid = %s ORDER BY started_at DESC", fault.pid)
+        workers = self.rows(WHO_DIED, fault.pid, fault.at)
         if not workers:
             return None
         at = self.rows(BACK_IN_THE_QUEUE, workers[0]["id"])[0]["at"]

@@ -52,7 +52,9 @@ def at_random(farm: Farm) -> None:
     blank = Fire(
         kills=1000 if farm.long else 30,
         jobs=20_000 if farm.long else 300,
-        portion=500 if farm.long else 100,
+        portion=20_000 if farm.long else 100,
+        steady=2 if farm.long else 1,
+        steps=10,
         places=4,
         plan=Plan(step_s=0.005),
         points=POINTS + (BY_HAND,) * len(POINTS),
@@ -77,6 +79,7 @@ class Fire:
     places: int
     plan: Plan
     points: tuple[str, ...]
+    steady: int = 0  # workers beside them that nobody kills, so that there is something to lose
     steps: int = 20
     longest_life_s: float = 2.0
 
@@ -102,6 +105,8 @@ class Target:
 
 def _fire(farm: Farm, fire: Fire) -> None:
     points = itertools.cycle(random.sample(fire.points, len(fire.points)))
+    for _ in range(fire.steady):
+        farm.worker(fire.plan_of(BY_HAND), checkpoint_steps=CHECKPOINT_STEPS)
     targets: list[Target] = []
     submitted = killed = 0
     while killed < fire.kills:
