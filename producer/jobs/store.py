@@ -22,7 +22,6 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import psycopg
-from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, Engine, create_engine, make_url, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -145,7 +144,10 @@ class Store:
     def schema_revision(self) -> str | None:
         """The migration that the database is at, None if it is empty. ``schema.compare`` says whether it fits."""
         with self._single() as connection:
-            return MigrationContext.configure(connection).get_current_revision()
+            if connection.scalar(text("SELECT to_regclass('alembic_version')")) is None:
+                return None
+            revision: str | None = connection.scalar(text("SELECT version_num FROM alembic_version"))
+            return revision
 
     # Submission: the commit is the promise.
 
@@ -412,6 +414,13 @@ class Store:
         """The worker drains, or never learnt of its claim: the job goes back to its place in the queue, no failure
         charged. Raises: LostClaim."""
         self._settle(fence, Outcome.DRAINED, None, None, charge=0)
+
+    def give_back_all(self, worker_id: UUID) -> int:
+        """Give back whatever is still this worker's, which ends now; returns how many jobs that were."""
+        with self._begin() as connection:
+            given = connection.execute(_GIVE_BACK_ALL, {"worker": worker_id}).scalar_one()
+            _notify(connection)
+        return int(given)
 
     def _settle(
         self,
@@ -820,6 +829,22 @@ _SETTLE = text(
         UPDATE lanes SET open = true FROM settled WHERE lanes.id = settled.lane_id AND settled.state = 'queued'
     )
     SELECT count(*) FROM settled
+    """
+)
+
+_GIVE_BACK_ALL = text(
+    """
+    WITH given AS (
+        UPDATE jobs SET state = 'queued', worker_id = NULL, drawn_alone = false
+        WHERE state = 'running' AND worker_id = :worker
+        RETURNING id, claim, lane_id
+    ), noted AS (
+        UPDATE claims SET ended_at = now(), outcome = 'drained' FROM given
+        WHERE claims.job_id = given.id AND claims.claim = given.claim
+    ), opened AS (
+        UPDATE lanes SET open = true FROM given WHERE lanes.id = given.lane_id
+    )
+    SELECT count(*) FROM given
     """
 )
 

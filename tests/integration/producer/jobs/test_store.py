@@ -582,3 +582,19 @@ def test_a_second_who_submits_with_a_key_does_not_wait_for_ever(store: Store) ->
         )
         with pytest.raises(Unavailable, match="lock timeout"):
             store.submit(Submission(prompt="a"), max_failures=3, key=key)
+
+
+def test_a_worker_that_ends_gives_back_all_that_it_still_holds(store: Store, leader: UUID) -> None:
+    me, other = worker(store), worker(store)
+    mine, ended, others = submit(store), submit(store), submit(store)
+    taken = claim(store, mine, me)
+    store.record(claim(store, ended, me), IMAGE)
+    claim(store, others, other)
+    store.close_lanes(leader, [lane.id for lane in store.lanes()])
+    assert store.give_back_all(me) == 1
+    assert [store.job(job.id).state for job in (mine, ended, others)] == ["queued", "succeeded", "running"]
+    assert (outcomes(store, mine), store.job(mine.id).failures) == ([Outcome.DRAINED], 0)
+    assert len(store.lanes()) == 1
+    with pytest.raises(LostClaim):
+        store.record(taken, IMAGE)
+    assert store.give_back_all(me) == 0
