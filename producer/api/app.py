@@ -36,8 +36,8 @@ def create_app(settings: Settings) -> FastAPI:
         SettingsError: an address is not set.
     """
     services = Services.at(settings)
-    dispatcher = Dispatcher(services.store, services.queue, settings.durations)
-    sweeper = Sweeper(services.store, services.storage, settings.durations, leads=lambda: dispatcher.leading)
+    dispatcher = Dispatcher(services.background, services.queue, settings.durations)
+    sweeper = Sweeper(services.background, services.storage, settings.durations, leads=lambda: dispatcher.leading)
     app = FastAPI(
         title="ovis-batch",
         description=documents.DESCRIPTION,

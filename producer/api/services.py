@@ -15,24 +15,29 @@ from producer.jobs.storage import Storage
 from producer.jobs.store import Store
 
 CONNECTIONS = 10
-"""To Postgres. A bulk submission holds one while its rows go in; the others keep answering."""
+"""To Postgres, for requests. A bulk submission holds one while its rows go in; the others keep answering."""
+BACKGROUND_CONNECTIONS = 3
+"""For dispatcher and sweep, which no number of requests may keep waiting."""
 
 
 @dataclass(frozen=True)
 class Services:
-    """Built once a process, shared by all requests and by the dispatcher's thread. Connects on first use."""
+    """Built once a process, shared by all requests. Connects on first use."""
 
     settings: Settings
     store: Store
+    background: Store
     queue: Queue
     storage: Storage
 
     @classmethod
     def at(cls, settings: Settings) -> "Services":
         """Raises: SettingsError: an address is not set."""
+        database_url = settings.require("database_url")
         return cls(
             settings,
-            Store.at(settings.require("database_url"), connections=CONNECTIONS),
+            Store.at(database_url, connections=CONNECTIONS),
+            Store.at(database_url, connections=BACKGROUND_CONNECTIONS),
             Queue(settings.require("redis_url")),
             Storage(settings),
         )
@@ -55,6 +60,7 @@ class Services:
 
     def close(self) -> None:
         self.store.close()
+        self.background.close()
         self.queue.close()
         self.storage.close()
 

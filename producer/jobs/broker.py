@@ -2,8 +2,11 @@
 
 kombu takes whatever lies in its lists for JSON in its own envelope, and Celery believes every field of it: an error
 there ends the whole worker. Here each entry is read as soon as it is taken from its list, before kombu sees it. What
-is no message is logged, once, and dropped: it was never noted as unacknowledged, so nothing of it is left. Of what is
-one, job and claim alone are taken over, in an envelope made here, so that nothing else in it can do harm.
+is no message is logged, once, and dropped. Of what is one, job and claim alone are taken over, in an envelope made
+here, so that nothing else in it can do harm.
+
+Redis holds the lists and nothing else. kombu would note there what is not acknowledged, to give it back one day, and
+every worker would stumble over what lies among those notes; the dispatcher's audit does this sooner and from Postgres.
 """
 
 import json
@@ -79,7 +82,13 @@ def envelope(message: Message, priority: Priority) -> dict[str, Any]:
 
 
 class Channel(redis.Channel):
-    """A channel whose consumer never sees rubbish."""
+    """A channel whose consumer never sees rubbish, and that keeps no notes in Redis."""
+
+    ack_emulation = False  # what is not acknowledged is known to this process alone
+    do_restore = False  # and is not given back when it ends
+
+    def _queue_bind(self, *_names: Any) -> None:
+        """A message goes to its list by name: no table of bindings is asked."""
 
     def _create_client(self, asynchronous: bool = False) -> Any:
         client = super()._create_client(asynchronous)  # type: ignore[misc]  # not in the stubs

@@ -34,10 +34,13 @@ from producer.jobs.store import Listener, Store
 
 log = logging.getLogger(__name__)
 
-REACHES = (0, 100, 10_000)
-"""How far behind the next in turn each round looks for jobs: lanes that hold none, or delayed ones, are passed over."""
+REACHES = (0, 100, 1_000, 10_000, 10_000, 10_000)
+"""How many turns behind those in the room each round looks for jobs: hundreds of lanes may hold only delayed ones. What
+is not filled after the last round is filled in the next turn."""
 MOST_WAITING = 20_000
 """A queue that is longer than any window can be holds what nobody asked for."""
+WRONG_TYPE = "WRONGTYPE"
+"""Redis's word for a key that is of another type than the command is for."""
 
 
 @dataclass
@@ -64,6 +67,8 @@ class Dispatcher:
         self._renewed_at = -math.inf
         self._renew_at = 0.0
         self._audit_at = 0.0
+        self._reopen_at = 0.0
+        self._losses = Losses(durations)
         self._connected_since = 0.0
         self._missing: str | None = None
 
@@ -107,10 +112,10 @@ class Dispatcher:
         if self.leading:
             self._audit(now)
             self._top_up()
-            self._found_again()
 
     def _renew(self, now: float) -> None:
-        if now - self._renewed_at > self._durations.leader_s:  # Postgres was away, or this process was frozen
+        if now - self._renewed_at > self._durations.lease_s / 2:
+            # Postgres was away, or this process frozen, for so long that heartbeats may be stale by no worker's fault.
             self._connected_since = now
         schema.compare(self._store.schema_revision())
         led = self.leading
@@ -120,6 +125,10 @@ class Dispatcher:
         self._renew_at = now + self._durations.renew_s / (1 if self.leading else 2)
         if self.leading != led:
             log.info("dispatcher %s %s", self.id, "leads" if self.leading else "stands by")
+            self._reopen_at = now
+        self._found_again("Postgres")
+        if self.leading and now >= self._reopen_at:
+            self._reopen(now)
         if self.leading and now - self._connected_since >= self._durations.lease_s:
             self._reclaim()
 
@@ -129,26 +138,42 @@ class Dispatcher:
             self.counts.reclaimed += 1
             log.warning("job %s: its worker is lost; now %s", job_id, state)
 
+    def _reopen(self, now: float) -> None:
+        """A worker of an older version, or a person, may have queued a job in a lane that is closed."""
+        self._reopen_at = now + self._durations.lease_s
+        if reopened := self._store.reopen_lanes(self.id):
+            log.warning("%d lanes held queued jobs though they were closed: they are open again", reopened)
+
     def _audit(self, now: float) -> None:
+        """Publish again what Redis should hold and does not, and no worker has claimed in time."""
         if now < self._audit_at:
             return
-        self._audit_at = now + self._durations.audit_s / 3
-        overdue = self._store.overdue_messages(self.id, audit_s=self._durations.audit_s)
-        waiting = self._waiting() if overdue else set()
+        self._mend_queue()
+        audit_s = 0 if self._missing else self._durations.audit_s  # after an outage nothing is taken for granted
+        overdue = self._store.overdue_messages(self.id, audit_s=audit_s)
+        waiting = self._queue.waiting() if overdue else set()
         lost = [outgoing for outgoing in overdue if outgoing.message.task_id not in waiting]
         if lost:
-            log.warning("%d messages were lost or not claimed in time; published again", len(lost))
             self.counts.republished += len(lost)
             self._store.republishing(self.id, [outgoing.message for outgoing in lost])
             self._queue.publish(lost)
+        self._losses.note(len(lost), now)
+        self._audit_at = now + self._durations.audit_s / 3
+        self._found_again("Redis")
 
-    def _waiting(self) -> set[str]:
-        """The task ids in the queue; it is emptied first if no window can be that long."""
-        length = self._queue.depth()
-        if length > MOST_WAITING:
+    def _mend_queue(self) -> None:
+        """Empty a queue that cannot be this farm's: no worker could take anything from it, or not for hours."""
+        try:
+            length = self._queue.depth()
+        except Unavailable as error:
+            if WRONG_TYPE not in str(error):
+                raise
+            log.warning("a key of the queue in Redis is of another type: the queue is emptied")
+        else:
+            if length <= MOST_WAITING:
+                return
             log.warning("the queue in Redis holds %d messages, far more than were published: it is emptied", length)
-            self._queue.clear()
-        return self._queue.waiting()
+        self._queue.clear()
 
     def _top_up(self) -> None:
         window = self._store.window(lease_s=self._durations.lease_s)
@@ -167,12 +192,15 @@ class Dispatcher:
         return max(1, window.workers, math.ceil(rate), 2 * claimed_at_once) - published
 
     def _fill(self, room: int, below: int) -> None:
-        """Publish the next ``room`` jobs in fair order, up to the first whose rank is not below ``below``."""
+        """Publish the next ``room`` jobs in fair order, up to the first whose rank is not below ``below``.
+
+        In each round those who came short are passed over, and what is missing is shared by the others.
+        """
         if not below:
             return
         lanes = {lane.id: lane for lane in self._store.lanes()}
         for reach in REACHES:
-            picked = self._order.pick(lanes.values(), room + reach)
+            picked = self._order.pick(lanes.values(), room, reach)
             wanted = dict(takewhile(lambda ask: lanes[ask[0]].priority.rank < below, picked.items()))
             messages = self._store.next_messages(self.id, wanted, room) if wanted else []
             self._order.charge(messages)
@@ -206,13 +234,38 @@ class Dispatcher:
         if self._missing != error.dependency:
             self._missing = error.dependency
             log.error("dispatching stops until %s", error)
+        self._renew_at = self._audit_at = 0.0  # the next turn asks both, before anything else
         if error.dependency == "Postgres":
             self._renewed_at = -math.inf
 
-    def _found_again(self) -> None:
-        if self._missing:
-            log.info("%s answers again: dispatching goes on", self._missing)
+    def _found_again(self, dependency: str) -> None:
+        """To be told only what has just done all that is asked of it."""
+        if self._missing == dependency:
+            log.info("%s answers again: dispatching goes on", dependency)
             self._missing = None
+
+
+class Losses:
+    """Tells of lost messages when it begins and when it is over.
+
+    While the bucket is away workers let every message go, and the audit publishes it again all the time.
+    """
+
+    def __init__(self, durations: Durations) -> None:
+        self._over_after_s = 2 * durations.audit_s  # one that is lost again is found after 4/3 of that time
+        self._count = 0
+        self._last_at = 0.0
+
+    def note(self, count: int, now: float) -> None:
+        """So many were found to be lost by the audit of this moment, in seconds of one clock."""
+        if count and not self._count:
+            log.warning("%d messages were lost or not claimed in time; published again", count)
+        if count:
+            self._count += count
+            self._last_at = now
+        elif self._count and now - self._last_at > self._over_after_s:
+            log.info("no message is lost any more; %d were published again", self._count)
+            self._count = 0
 
 
 class Throughput:

@@ -67,16 +67,22 @@ class FairOrder:
         for priority in Priority:  # of equal clocks the more urgent goes first
             self._child(self._root, priority).weight = priority.share
 
-    def pick(self, lanes: Collection[Lane], room: int) -> dict[int, int]:
+    def pick(self, lanes: Collection[Lane], room: int, reach: int = 0) -> dict[int, int]:
         """How many jobs to ask of which lane, so that ``room`` come together; whose turn is next is named first.
 
         ``lanes`` are all that may hold a job. That they hold enough is a guess, and so is the work of their next jobs.
+        Where they may not, those who have the next ``reach`` turns are named too, for one job each.
         """
         if not lanes:
             return {}
         self._look(lanes)
         turns = Turns(self._root, self._last_work)
-        return dict(Counter(turns.next().lane_id for _ in range(room)))
+        picked = dict(Counter(turns.next().lane_id for _ in range(room)))
+        for _ in range(reach):
+            if len(picked) == len(lanes):
+                break
+            picked.setdefault(turns.next().lane_id, 1)
+        return picked
 
     def charge(self, messages: Iterable[Next]) -> None:
         """These jobs were taken, from lanes that the last ``pick`` was given."""
@@ -128,8 +134,8 @@ class FairOrder:
     def _drop(self, gone: Iterable[Node], start: float) -> None:
         """Those that ``start`` has passed, and all that is below any of them; the priorities themselves stay."""
         for node in gone:
-            self._drop(list(node.children.values()), inf)
             if node.clock <= start and node.above is not self._root:
+                self._drop(list(node.children.values()), inf)
                 del node.above.children[node.key]
                 if isinstance(node, Leaf):
                     del self._leaves[node.lane_id]

@@ -2,8 +2,8 @@
 
 A message holds nothing but a job's id and the claim that it is meant for; its Celery task id is ``job:claim``.
 Celery alone loses messages on this broker (kombu pops one before it notes it as unacknowledged), so nothing here is
-relied on: the dispatcher's audit compares what Redis holds with what it should hold. Each priority has a list of its
-own, and a worker takes from the most urgent first.
+relied on, and nothing noted: a message that is taken is gone from Redis, and the dispatcher's audit compares what Redis
+holds with what it should hold. Each priority has a list of its own, and a worker takes from the most urgent first.
 """
 
 from collections.abc import Iterable, Iterator
@@ -19,9 +19,6 @@ from redis.retry import Retry
 from producer.jobs.broker import LISTS, PRIORITY_STEPS, Connection, Rubbish, Transport, read_message
 from producer.jobs.contract import QUEUE, TASK, Outgoing
 from producer.jobs.errors import Unavailable
-
-VISIBILITY_TIMEOUT_S = 6 * 3600
-"""Well above the longest job, the same everywhere: kombu gives a message back to the queue when it is this old."""
 
 SOCKET_OPTIONS: dict[str, Any] = {
     "socket_timeout": 10,
@@ -40,7 +37,7 @@ def celery_app(redis_url: str) -> Celery:
         task_serializer="json",
         accept_content=["json"],
         task_ignore_result=True,
-        task_acks_late=True,
+        task_acks_late=True,  # or Celery would take as many again while all its threads are at work
         task_acks_on_failure_or_timeout=True,
         task_reject_on_worker_lost=False,  # the lease decides
         worker_prefetch_multiplier=1,
@@ -53,13 +50,7 @@ def celery_app(redis_url: str) -> Celery:
         broker_connection_max_retries=None,
         broker_use_ssl=_ssl(redis_url),
         broker_transport=f"{Transport.__module__}:{Transport.__qualname__}",
-        broker_transport_options={
-            "priority_steps": PRIORITY_STEPS,
-            "visibility_timeout": VISIBILITY_TIMEOUT_S,
-            "unacked_restore_interval": 10,
-            "unacked_restore_throttle": 1,
-            **SOCKET_OPTIONS,
-        },
+        broker_transport_options={"priority_steps": PRIORITY_STEPS, **SOCKET_OPTIONS},
     )
     return app
 

@@ -146,8 +146,8 @@ def _expect_little_redrawn(farm: Farm) -> None:
 def around_the_claim(farm: Farm) -> None:
     """A message that dies with its worker: handed to a frozen idle one, received and not claimed, claimed just now.
 
-    The product's visibility timeout is hours, so kombu gives none of them back within a test. What is measured is how
-    long Redis lacks a message that it should hold; there is nobody else to take it.
+    Redis has forgotten such a message, as if its visibility timeout were for ever. What is measured is how long Redis
+    lacks a message that it should hold; there is nobody else to take it.
     """
     farm.dispatcher()
     for _ in range(3 if farm.long else 1):

@@ -142,8 +142,8 @@ def test_whatever_lies_in_the_queues_a_worker_goes_on_and_nothing_of_it_stays(
         until(lambda: queue.depth() == 0 or process.poll() is not None)
         queue.publish([Outgoing(Message(job.id, 1), Priority.STANDARD)])
         until(lambda: store.job(job.id).state is State.SUCCEEDED or process.poll() is not None)
-        until(lambda: broker.hlen("unacked") == 0 or process.poll() is not None)
         assert process.poll() is None, (tmp_path / "log").read_text()[-2000:]
+        assert broker.keys() == []
         assert psutil.Process(process.pid).is_running()
     told = (tmp_path / "log").read_text(errors="replace")
     assert told.count("dropped what is no message") == dropped
@@ -170,11 +170,62 @@ def test_messages_of_unknown_and_of_finished_jobs_are_acknowledged_and_change_no
         for message in (UNKNOWN, Message(job.id, 1), Message(job.id, 2)):
             queue.publish([Outgoing(message, Priority.BULK)])
         until(lambda: queue.depth() == 0)
-        until(lambda: broker.hlen("unacked") == 0)
+        next_job = store.submit(Submission(prompt="a", width=64, height=64), max_failures=3)
+        queue.publish([Outgoing(Message(next_job.id, 1), Priority.BULK)])  # by when the others are done with, too
+        until(lambda: store.job(next_job.id).state is State.SUCCEEDED)
         assert process.poll() is None
     assert store.job(job.id) == before
     assert len(store.history(job.id)) == 1
     assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+def contents(broker: "redis.Redis") -> dict[bytes, bytes | None]:
+    return {key: broker.dump(key) for key in broker.scan_iter()}
+
+
+@pytest.mark.parametrize("note", ["garbage", "3", '[3, "", "ovis.images"]', None])
+def test_what_lies_where_kombu_keeps_its_notes_is_not_read(
+    settings: Settings, queue: Queue, broker: "redis.Redis", note: str | None
+) -> None:
+    """Neither as messages are taken and acknowledged, nor by what kombu does every ten seconds."""
+    if note is None:
+        for key in ("unacked", "unacked_index", "_kombu.binding.ovis.images"):
+            broker.set(key, "of another type")
+    else:
+        broker.hset("unacked", "t", note)
+        broker.zadd("unacked_index", {"t": 1})
+    before = contents(broker)
+    queue.publish([Outgoing(UNKNOWN, Priority.STANDARD)])
+    taken: list[str] = []
+    app = celery_app(settings.require("redis_url"))
+    with app.connection_for_read() as connection, app.amqp.TaskConsumer(connection.channel()) as consumer:
+
+        def take(message: Any) -> None:
+            taken.append(message.headers["id"])
+            message.ack()
+
+        consumer.on_message = take
+        consumer.consume()
+        connection.drain_events(timeout=5)
+        connection.transport.cycle.maybe_restore_messages()
+    app.close()
+    assert taken == [UNKNOWN.task_id]
+    assert contents(broker) == before
+
+
+def test_what_a_channel_has_not_acknowledged_when_it_ends_is_left_to_the_audit(
+    settings: Settings, queue: Queue, broker: "redis.Redis"
+) -> None:
+    queue.publish([Outgoing(UNKNOWN, Priority.STANDARD)])
+    taken: list[Any] = []
+    app = celery_app(settings.require("redis_url"))
+    with app.connection_for_read() as connection, app.amqp.TaskConsumer(connection.channel()) as consumer:
+        consumer.on_message = taken.append
+        consumer.consume()
+        connection.drain_events(timeout=5)
+    app.close()
+    assert len(taken) == 1
+    assert broker.keys() == []
 
 
 def test_kombus_own_transport_would_end_the_worker(settings: Settings, broker: "redis.Redis") -> None:
