@@ -206,6 +206,10 @@ class Engine:
         """How far each image is that is inside."""
         return {ticket: Progress(image.step, image.request.steps) for ticket, image in self._inside.items()}
 
+    def request(self, ticket: int) -> ImageRequest:
+        """What an image inside was asked to be. Raises KeyError if it is not inside."""
+        return self._inside[ticket].request
+
     def preview(self, ticket: int) -> NDArray[np.uint8] | None:
         """About what the image will look like, [h, w, 3], its longer side 256 px at most.
 

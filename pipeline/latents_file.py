@@ -98,7 +98,7 @@ def _parse(body: bytes) -> _Content:
         facts = json.loads(body[8 : 8 + header_bytes])["__metadata__"]
     except (SafetensorError, ValueError, KeyError) as error:
         raise UnusableLatents(f"they are no file of an unfinished image, or a part of one ({error})") from error
-    if name != "latents" or facts.keys() != _FACTS:
+    if name != "latents" or not isinstance(facts, dict) or facts.keys() != _FACTS:  # safetensors allows a null
         raise UnusableLatents("they are a safetensors file, but not of an unfinished image")
     return _Content(facts, tensor["dtype"], tensor["shape"], tensor["data"])
 

@@ -86,6 +86,9 @@ class BlankEngine:
     def progress(self) -> dict[int, Progress]:
         return {ticket: Progress(step, request.steps) for ticket, (request, step) in self._inside.items()}
 
+    def request(self, ticket: int) -> ImageRequest:
+        return self._inside[ticket][0]
+
     def _admit(self, request: ImageRequest, step: int) -> int:
         if self._drained:
             raise Drained("the engine takes no more images in")

@@ -1,16 +1,17 @@
 """Celery wiring, and nothing else: one process, one device, one engine.
 
 Celery runs with the threads pool: a task thread waits for its image, encodes and uploads, while the engine's thread
-owns the device. Each job keeps its own acknowledgement, given late.
+owns the device.
 """
 
 import argparse
+import contextlib
 import gc
 import logging
 import os
 import socket
 import sys
-import threading
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +20,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from uuid import UUID, uuid4
 
 from celery import Celery, signals
+from celery.apps.worker import Worker as CeleryWorker
 from celery.exceptions import SecurityWarning
+from celery.worker import state
 
 from pipeline.errors import PipelineError
 from producer.jobs import schema
@@ -32,12 +35,13 @@ from producer.jobs.storage import Storage
 from producer.jobs.store import Store
 from worker import celery_log
 from worker.checkpoints import Checkpoints
-from worker.device import Device, DrawingEngine
+from worker.device import Device, DrawingEngine, Watchdog
 from worker.executor import Executor
 from worker.held import Held
 from worker.lease import Lease
 from worker.metrics import Metrics
 from worker.outages import Outages
+from worker.stopping import Stopping
 from worker.supervisor import end_with_supervisor
 
 if TYPE_CHECKING:
@@ -48,9 +52,13 @@ log = logging.getLogger("worker")
 DEFAULT_MODEL = "AIDC-AI/Ovis-Image-7B"
 EXIT_SETTINGS = 2
 EXIT_UNAVAILABLE = 3
-EXIT_DEADLINE = 75
-OTHER_THREADS = 3
-"""That ask Postgres beside the tasks: heartbeat, claim check, checkpoints."""
+OTHER_THREADS = 5
+"""That ask Postgres beside the tasks: heartbeat, claim check, urgent check, checkpoints, and the last acts."""
+LOAD_LIMIT_S = 2 * 3600.0
+"""A first start downloads some 20 GB and compiles, which a slow line and machine may take more than an hour for. What
+a process that is ended here has downloaded is not lost; one that hung for ever would be."""
+SAVING_S = 1.0
+"""Between two checkpoints of an image in a worker that was told to stop."""
 END_S = 0.5
 """For the engine's step, and for the last objects to be removed, when nothing waits for them any more."""
 SWITCH_INTERVAL_S = 1e-4
@@ -106,12 +114,26 @@ def _engine(model: "Model", settings: Settings) -> DrawingEngine:
     return Engine(model, planner, CAPACITY + settings.upload_slots, transformer)
 
 
+class Consumer(CeleryWorker):
+    """Celery's worker, which tells ``on_stop`` before it waits for the tasks: after a signal or its own crash."""
+
+    on_stop: Callable[[], None]
+
+    def install_platform_tweaks(self, worker: Any) -> None:
+        """Signals are ours: Celery's handlers end a threads pool with a NotImplementedError, and re-exec at SIGHUP."""
+
+    def stop(self, in_sighandler: bool = False, exitcode: int | None = None) -> None:
+        self.on_stop()
+        super().stop(in_sighandler, exitcode)
+
+
 class Worker:
     """One worker process: its lease, its device, and the Celery consumer that feeds them."""
 
     def __init__(self, settings: Settings, drawer: Drawer, store: Store, storage: Storage, metrics: Metrics) -> None:
         self.id = uuid4()
-        self._grace_s = settings.stop_grace_s
+        self._settings = settings
+        self._store = store
         self._outages = Outages()
         self._held = Held(settings.data_dir / "held", most_bytes=settings.held_mb * 1_000_000)
         self._checkpoints = Checkpoints(store, storage, self._outages, self._held)
@@ -127,7 +149,7 @@ class Worker:
             _description(drawer, self._device.capacity),
             settings.durations,
             self._outages,
-            drawing=self._drawing,
+            progress=self._device.progress,
             on_lost=self._device.cancel,
             make_room=self._device.give_way,
         )
@@ -146,25 +168,23 @@ class Worker:
             durations=settings.durations,
         )
         self._app = self._wired(celery_app(settings.require("redis_url")))
+        self._stopping = Stopping(
+            deadline_s=settings.deadline_s,
+            stop_consuming=_stop_consuming,
+            drain=self._drain,
+            last_acts=[self._give_back_all, self._executor.hold_drawn],
+        )
 
     def run(self) -> int:
-        """Consume until SIGTERM or SIGINT; returns the exit code."""
+        """Consume until SIGTERM, SIGINT or SIGHUP; returns the exit code."""
         self._held.open()
         self._device.start()
         self._checkpoints.start()
         self._lease.start()
         signals.setup_logging.connect(_keep_logging)
         celery_log.quieten(self._outages)
-        signals.worker_shutting_down.connect(self._begin_draining)
-        consumer = self._app.Worker(
-            pool="threads",
-            concurrency=self._device.capacity,
-            hostname=f"{self.id}@%h",
-            without_gossip=True,
-            without_mingle=True,
-            without_heartbeat=True,
-            quiet=True,
-        )
+        consumer = self._consumer()
+        self._stopping.listen()
         log.info("worker %s takes jobs, %d at once", self.id, self._device.capacity)
         try:
             consumer.start()
@@ -184,36 +204,48 @@ class Worker:
 
         return app
 
-    def _begin_draining(self, **_signal: Any) -> None:
-        """Celery has stopped consuming: finish what fits in the grace time, then give the rest back.
+    def _consumer(self) -> Consumer:
+        consumer = Consumer(
+            app=self._app,
+            pool="threads",
+            concurrency=self._device.capacity,
+            hostname=f"{self.id}@%h",
+            without_gossip=True,
+            without_mingle=True,
+            without_heartbeat=True,
+            quiet=True,
+        )
+        consumer.on_stop = self._stopping.begin
+        return consumer
 
-        It calls this in a signal's handler, which must not wait for a lock.
+    def _drain(self) -> None:
+        """Finish what fits in the grace time, then give the rest back; every step that was drawn is kept.
+
+        Checkpoints at once and again and again, so that one who does not wait for the grace time kills little.
         """
-        log.info("stopping: %.0f s to finish what is being drawn", self._grace_s)
         self._executor.drain()
-        self._device.checkpoint()  # at once, so that one who does not wait for the grace time kills little
-        for act in (self._give_back, self._end_in_time):
-            threading.Thread(target=act, name="deadline", daemon=True).start()
-
-    def _give_back(self) -> None:
-        pause = threading.Event()
-        pause.wait(self._grace_s)
+        self._device.checkpoint()
+        self._executor.hold_drawn()
+        log.info("stopping: %.0f s to finish what is being drawn", self._settings.stop_grace_s)
+        over_at = time.monotonic() + self._settings.stop_grace_s
+        while (left_s := over_at - time.monotonic()) > 0:
+            time.sleep(min(SAVING_S, left_s))
+            self._device.checkpoint()
+        self._executor.give_up(endings_s=2 * self._settings.give_back_s)  # before what is drained asks for its time
         self._device.drain()
-        self._executor.give_up()
-        pause.wait(self._grace_s / 4 + 0.5)
+        self._executor.hold_drawn()
+        time.sleep(self._settings.give_back_s)
         self._device.abandon()
 
-    def _end_in_time(self) -> None:
-        threading.Event().wait(1.5 * self._grace_s + 2)
-        log.critical("the pool still waits after its grace time: the process ends, its leases lapse")
-        _exit(EXIT_DEADLINE)
+    def _give_back_all(self) -> None:
+        """A claim that only lapsed would count as a death of its job's worker, which a healthy job may not survive."""
+        with contextlib.suppress(Unavailable):
+            self._store.give_back_all(self.id)
 
-    def _drawing(self) -> list[dict[str, Any]]:
-        return [
-            {"job": str(message.job_id), "step": done.done, "steps": done.of}
-            for message, done in self._device.progress().items()
-            if isinstance(message, Message)
-        ]
+
+def _stop_consuming() -> None:
+    """In a signal's handler. Celery looks at this once a second and between two messages."""
+    state.should_stop = 0  # type: ignore[assignment]  # celery-types knows its first value alone
 
 
 def _exit(code: int) -> NoReturn:
@@ -255,7 +287,12 @@ def run(
     if settings.metrics_port is not None:  # before the model, whose loading takes minutes: a taken port is told at once
         port = serve_metrics(metrics.registry, settings.metrics_host, settings.metrics_port)
         log.info("metrics at http://%s:%d/metrics", settings.metrics_host, port)
-    drawer = load(settings)
+    loading = Watchdog(LOAD_LIMIT_S)
+    loading.alive()
+    try:
+        drawer = load(settings)
+    finally:
+        loading.stop()
     log.info("model %s at %s on %s", drawer.model, drawer.revision, drawer.device)
     store = store_at(database_url, connections=drawer.engine.capacity + OTHER_THREADS, ping=False)
     sys.setswitchinterval(SWITCH_INTERVAL_S)

@@ -1,8 +1,9 @@
 """Checkpoints of images that are being drawn: from the engine's thread to the bucket, and their place in the row.
 
-The engine's thread hands bytes over and never waits: a thread of this module's own stores them, the latest of each
-image. While the bucket or Postgres is away it tries one with each that comes in, and an image that dies then costs more
-than it should; nothing else does.
+The engine's thread hands bytes over and never waits: a thread of this module's own, the only one that asks the bucket
+here, stores them, the latest of each image. So a bucket that hangs holds up that thread and nobody else. While the
+bucket or Postgres is away it tries again with each that comes in, and an image that dies then costs more than it
+should; nothing else does.
 
 A row points to one checkpoint. The object that a new one replaces is removed, and so is that of an image that has
 ended; what is left behind when this fails, the sweep of the bucket removes.
@@ -12,7 +13,7 @@ import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from producer.jobs.contract import Claim, Message
 from producer.jobs.errors import LostClaim, Unavailable
@@ -34,9 +35,9 @@ class _Drawing:
 
     claim: Claim
     key: str | None  # what the row points to
-    newest: Latents | None = None
-    stored: Latents | None = None
-    storing: threading.Lock = field(default_factory=threading.Lock)
+    step: int  # of that
+    newest: Latents | None = None  # not stored yet
+    tried_step: int = 0  # the furthest that was tried to be stored, since it was last asked for
 
 
 class Checkpoints:
@@ -61,14 +62,14 @@ class Checkpoints:
         """End when what can be removed is removed, or after ``timeout_s``."""
         with self._changed:
             self._stopped = True
-            self._changed.notify()
+            self._changed.notify_all()
         self._thread.join(timeout_s)
 
     @contextmanager
     def following(self, claim: Claim) -> Iterator[None]:
         """Take checkpoints of this claim for as long as the body runs."""
         with self._changed:
-            self._drawings[claim.message] = _Drawing(claim, claim.checkpoint_key)
+            self._drawings[claim.message] = _Drawing(claim, claim.checkpoint_key, claim.checkpoint_step)
         try:
             yield
         finally:
@@ -78,24 +79,36 @@ class Checkpoints:
     def take(self, message: Message, latents: Latents) -> None:
         """The engine's newest checkpoint of this claim; never waits. Of a claim that is not followed it is nothing."""
         with self._changed:
-            if drawing := self._drawings.get(message):
+            drawing = self._drawings.get(message)
+            if drawing and latents.step > drawing.step:
                 drawing.newest = latents
                 self._tell()
 
-    def save(self, claim: Claim) -> None:
-        """Store the newest before the claim is given back. What cannot be stored, this host holds."""
+    def start_afresh(self, claim: Claim) -> None:
+        """What the row points to is of no use: from now on any step is further."""
+        self._drawings[claim.message].step = 0
+
+    def save(self, claim: Claim, *, wait_s: float) -> None:
+        """Store the newest before the claim is given back: one try, for which this waits up to ``wait_s``.
+
+        What is not stored by then, this host holds.
+        """
         drawing = self._drawings[claim.message]
         newest = drawing.newest
-        if newest is None or newest is drawing.stored:
+        if newest is None:
             return
-        # First here: a bucket that hangs could use up all the time that is left.
-        held = self._held.keep_latents(claim.job_id, newest)
-        try:
-            self._store_newest(drawing)
+        # First here: a bucket that hangs uses up all the time that there is.
+        held = self._held.keep_latents(claim.job_id, claim.failures, newest)
+        with self._changed:
+            drawing.tried_step = 0
+            self._tell()
+            self._changed.wait_for(lambda: drawing.tried_step >= newest.step, wait_s)
+            stored = drawing.step >= newest.step
+        if stored:
             self._held.drop_latents(claim.job_id)
-        except Unavailable as error:
-            where = "on this host" if held else "nowhere"
-            log.warning("job %s: step %d is kept %s (%s)", claim.job_id, newest.step, where, error)
+        else:
+            where = "on this host alone" if held else "nowhere"
+            log.warning("job %s: step %d is kept %s: the bucket or Postgres is away", claim.job_id, newest.step, where)
 
     def discard(self, claim: Claim) -> None:
         """The job's image is there, or will be drawn from its start: nobody needs its checkpoint any more."""
@@ -106,14 +119,11 @@ class Checkpoints:
 
     def _run(self) -> None:
         while self._wait():
-            try:
-                for drawing in list(self._drawings.values()):
-                    self._store_newest(drawing)
-                self._remove_rubbish()
-            except Unavailable:  # the outages have said it; the next checkpoint tries again
-                continue
-            except Exception:  # drawing goes on without
-                log.exception("a checkpoint could not be stored")
+            with self._changed:
+                drawings = list(self._drawings.values())
+            for drawing in drawings:
+                self._try_to_store(drawing)
+            self._remove_rubbish()
 
     def _wait(self) -> bool:
         """For something to do; False when all is over."""
@@ -123,19 +133,26 @@ class Checkpoints:
             return going_on
 
     def _tell(self) -> None:
-        """With the lock held: there is something to do."""
+        """With the lock held: something has changed."""
         self._news = True
-        self._changed.notify()
+        self._changed.notify_all()
 
-    def _store_newest(self, drawing: _Drawing) -> None:
-        """Raises: Unavailable."""
-        with drawing.storing:
-            newest = drawing.newest
-            if newest is not None and newest is not drawing.stored:
-                self._put(drawing, newest)
-                drawing.stored = newest
+    def _try_to_store(self, drawing: _Drawing) -> None:
+        newest = drawing.newest
+        if newest is None:
+            return
+        try:
+            self._put(drawing, newest)
+        except Unavailable:  # the outages have said it; the next checkpoint tries again
+            pass
+        except Exception:  # drawing goes on without, and so do the others' checkpoints
+            log.exception("job %s: a checkpoint could not be stored", drawing.claim.job_id)
+        with self._changed:
+            drawing.tried_step = newest.step
+            self._changed.notify_all()
 
     def _put(self, drawing: _Drawing, latents: Latents) -> None:
+        """Raises: Unavailable."""
         claim = drawing.claim
         key = checkpoint_key(claim.job_id, claim.claim, latents.step)
         with self._outages.watching("S3"):
@@ -144,11 +161,13 @@ class Checkpoints:
             with self._outages.watching("Postgres"):
                 self._store.note_checkpoint(claim, key, latents.step)
         except LostClaim:
-            pass  # it has ended, or is another worker's, and the row may even point here: this is for the sweep
-        else:
-            replaced, drawing.key = drawing.key, key
-            if replaced and replaced != key:
-                self._throw_away(replaced)
+            return  # it has ended, or is another worker's, and the row may even point here: this is for the sweep
+        with self._changed:
+            replaced, drawing.key, drawing.step = drawing.key, key, latents.step
+            if drawing.newest is latents:
+                drawing.newest = None
+        if replaced and replaced != key:
+            self._throw_away(replaced)
 
     def _throw_away(self, key: str) -> None:
         with self._changed:
@@ -159,5 +178,9 @@ class Checkpoints:
         """Asked for once: what stays, the sweep removes."""
         with self._changed:
             keys, self._rubbish = self._rubbish[:MOST_RUBBISH], []
-        if keys:
+        try:
             self._storage.delete(keys)
+        except Unavailable as error:
+            log.debug("checkpoints are left to the sweep: %s", error)
+        except Exception:
+            log.exception("checkpoints are left to the sweep")

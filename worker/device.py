@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from pipeline.engine import DrawnImage, Finished, Progress
-from pipeline.errors import Cancelled, Drained, Fatal, PipelineError
+from pipeline.errors import Cancelled, Drained, Fatal, PipelineError, UnusableLatents
 from pipeline.request import ImageRequest
 from worker.held import Latents
 
@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 EXIT_FATAL = 70
 STDERR = 2  # not sys.stderr, which others replace
+OWN_STDERR = "/proc/self/fd/2"
 
 
 class DrawingEngine(Protocol):
@@ -41,6 +42,7 @@ class DrawingEngine(Protocol):
     def cancel(self, ticket: int) -> bool: ...
     def drain(self) -> list[int]: ...
     def progress(self) -> dict[int, Progress]: ...
+    def request(self, ticket: int) -> ImageRequest: ...
 
 
 @dataclass(eq=False)
@@ -73,6 +75,7 @@ class Watchdog:
 
     def __init__(self, limit_s: float) -> None:
         self.limit_s = limit_s
+        self._output = _unblocking_stderr()
         self._wound: float | None = None
 
     def alive(self) -> None:
@@ -82,11 +85,23 @@ class Watchdog:
         """
         now = time.monotonic()
         if self._wound is None or now - self._wound > self.limit_s / 4:
-            faulthandler.dump_traceback_later(1.25 * self.limit_s, exit=True, file=STDERR)
+            faulthandler.dump_traceback_later(1.25 * self.limit_s, exit=True, file=self._output)
             self._wound = now
 
     def stop(self) -> None:
         faulthandler.cancel_dump_traceback_later()
+        self._wound = None
+
+
+def _unblocking_stderr() -> int:
+    """The error output, opened once more so that a pipe that is full and that nobody reads takes no more words.
+
+    What dies must not wait for a reader first. Where it cannot be opened (a socket, or no /proc) it is the common one.
+    """
+    try:
+        return os.open(OWN_STDERR, os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK)
+    except OSError:
+        return STDERR
 
 
 class Device:
@@ -120,6 +135,8 @@ class Device:
         self._stopped = False
         self._progress: dict[Hashable, Progress] = {}
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        # The lock is for what other threads read and write too, and is never held while the engine works: a device
+        # that hangs must keep nobody who cancels, drains or abandons.
 
     @property
     def capacity(self) -> int:
@@ -209,63 +226,100 @@ class Device:
         with self._changed:
             while not self._changed.wait_for(self._something_to_do, timeout=self._watchdog.limit_s / 4):
                 self._watchdog.alive()
-            self._watchdog.alive()
-            self._drop_cancelled()
-            self._let_go()
-            if self._draining:
-                self._give_back()
-            while self._waiting and len(self._inside) < self._engine.capacity:
-                self._admit(min(self._waiting, key=lambda order: order.priority))
-            return not self._stopped
+            cancelled, self._cancelled = self._cancelled, set()
+            giving_way, self._giving_way = self._giving_way, set()
+            draining, stopped = self._draining, self._stopped
+        self._watchdog.alive()
+        self._drop(cancelled)
+        self._let_go(giving_way)
+        if draining:
+            self._give_back()
+        while order := self._next():
+            self._admit(order)
+        return not stopped
 
     def _something_to_do(self) -> bool:
         return bool(self._waiting or self._cancelled or self._giving_way or self._inside or self._stopped)
 
+    def _next(self) -> _Order | None:
+        """The most urgent order that waits, if there is room for it. It waits on until the engine has it."""
+        with self._changed:
+            if self._draining or len(self._inside) >= self._engine.capacity:
+                return None
+            return min(self._waiting, key=lambda order: order.priority, default=None)
+
     def _admit(self, order: _Order) -> None:
-        self._waiting.remove(order)
         try:
-            self._inside[self._ticket(order)] = order
+            ticket = self._ticket(order)
         except PipelineError as error:
-            order.end(error)
+            self._refuse(order, error)
+        else:
+            with self._changed:
+                self._waiting.remove(order)
+                self._inside[ticket] = order
 
     def _ticket(self, order: _Order) -> int:
+        """Raises: PipelineError, UnusableLatents among them."""
         if order.unfinished is None:
             return self._engine.submit(order.request, priority=order.priority)
-        ticket = self._engine.resume(order.unfinished, priority=order.priority)
+        ticket = self._resumed(order, order.unfinished)
+        if self._engine.request(ticket) != order.request:
+            self._engine.cancel(ticket)
+            raise UnusableLatents("they are of another request")
         order.saved_step = self._engine.progress()[ticket].done
+        self._on_checkpoint(order.key, Latents(order.saved_step, order.unfinished))  # the row may know of none so far
         return ticket
 
-    def _drop_cancelled(self) -> None:
-        for ticket, order in list(self._inside.items()):
-            if order.key in self._cancelled:
-                self._engine.cancel(ticket)
-                self._inside.pop(ticket).end(Cancelled("taken out between two steps"))
-        for order in [order for order in self._waiting if order.key in self._cancelled]:
-            self._waiting.remove(order)
-            order.end(Cancelled("taken out before its first step"))
-        self._cancelled.clear()
+    def _resumed(self, order: _Order, unfinished: bytes) -> int:
+        """Bytes come from outside, and whatever a library makes of them ends no process: they cost a fresh start.
 
-    def _let_go(self) -> None:
+        A device that is dead shows at the next step.
+        """
+        try:
+            return self._engine.resume(unfinished, priority=order.priority)
+        except PipelineError:
+            raise
+        except Exception as error:
+            raise UnusableLatents(f"reading them failed with {type(error).__name__}: {error}") from error
+
+    def _drop(self, cancelled: set[Hashable]) -> None:
         for ticket, order in list(self._inside.items()):
-            if order.key in self._giving_way:
+            if order.key in cancelled:
+                self._engine.cancel(ticket)
+                self._leave(ticket, Cancelled("taken out between two steps"))
+        for order in [order for order in self._waiting if order.key in cancelled]:
+            self._refuse(order, Cancelled("taken out before its first step"))
+
+    def _let_go(self, giving_way: set[Hashable]) -> None:
+        for ticket, order in list(self._inside.items()):
+            if order.key in giving_way:
                 self._save_one(ticket, self._engine.progress()[ticket].done)
                 self._engine.cancel(ticket)
-                self._inside.pop(ticket).end(Drained("gives way to a more urgent job"))
-        self._giving_way.clear()
+                self._leave(ticket, Drained("gives way to a more urgent job"))
 
     def _give_back(self) -> None:
         for ticket, done in self._engine.progress().items():
             self._save_one(ticket, done.done)
         for ticket in self._engine.drain():
-            self._inside.pop(ticket).end(Drained("given back unfinished"))
-        while self._waiting:
-            self._waiting.pop().end(Drained("given back before its first step"))
+            self._leave(ticket, Drained("given back unfinished"))
+        for order in list(self._waiting):
+            self._refuse(order, Drained("given back before its first step"))
+
+    def _leave(self, ticket: int, end: DrawnImage | PipelineError) -> None:
+        """One that was inside ends."""
+        with self._changed:
+            self._inside.pop(ticket).end(end)
+
+    def _refuse(self, order: _Order, error: PipelineError) -> None:
+        """One that waited ends."""
+        with self._changed:
+            self._waiting.remove(order)
+            order.end(error)
 
     def _hand_out(self, finished: list[Finished]) -> None:
-        with self._changed:
-            for end in finished:
-                order = self._inside.pop(end.ticket)
-                order.end(end.image or end.error or PipelineError("ended with neither image nor error"))
+        for end in finished:
+            ended = end.image or end.error or PipelineError("ended with neither image nor error")
+            self._leave(end.ticket, ended)
         done = self._engine.progress()
         self._progress = {order.key: done[ticket] for ticket, order in self._inside.items()}
 

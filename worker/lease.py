@@ -10,11 +10,12 @@ import json
 import logging
 import random
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
 
+from pipeline.engine import Progress
 from producer.jobs.contract import Claim, Fence, Message
 from producer.jobs.errors import LostClaim, Unavailable
 from producer.jobs.settings import Durations
@@ -27,8 +28,8 @@ log = logging.getLogger(__name__)
 class Lease:
     """Keeps one worker's lease.
 
-    ``drawing`` tells what it draws; ``on_lost`` is called at each look at a claim that is lost and still held;
-    ``make_room`` with a claim that should give way to a more urgent job.
+    ``progress`` tells how far each claim is that is being drawn; ``on_lost`` is called at each look at a claim that is
+    lost and still held; ``make_room`` with a claim that should give way to a more urgent job.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class Lease:
         durations: Durations,
         outages: Outages,
         *,
-        drawing: Callable[[], list[dict[str, Any]]],
+        progress: Callable[[], Mapping[Any, Progress]],
         on_lost: Callable[[Message], None],
         make_room: Callable[[Message], None],
     ) -> None:
@@ -47,7 +48,7 @@ class Lease:
         self._worker_id = worker_id
         self._description = description
         self._outages = outages
-        self._drawing = drawing
+        self._progress = progress
         self._on_lost = on_lost
         self._make_room = make_room
         self._capacity = int(description["capacity"])
@@ -82,7 +83,11 @@ class Lease:
             log.warning("could not say farewell (%s); the lease will lapse", error)
 
     def beat(self) -> None:
-        self._store.beat(self._worker_id, self._description, json.dumps(self._drawing()))
+        drawing = [
+            {"job": str(message.job_id), "step": done.done, "steps": done.of}
+            for message, done in self._progress().items()
+        ]
+        self._store.beat(self._worker_id, self._description, json.dumps(drawing))
 
     @contextmanager
     def holding(self, claim: Claim) -> Iterator[None]:
@@ -120,26 +125,28 @@ class Lease:
         self._unheld = unheld
 
     def _give_way(self) -> None:
-        """A worker whose places are all taken gives one of its least urgent up while a more urgent job waits.
+        """A worker whose places are all taken gives up one of the least urgent that it draws while a more urgent waits.
 
+        One that is drawn and only waits for its upload would free nothing.
         Every full worker sees the same jobs waiting, so each does it by chance: together about one for each job.
         """
         held = list(self._held.values())
-        if len(held) < self._capacity:
+        drawn = [claim for claim in held if claim.message in self._progress()]
+        if len(held) < self._capacity or not drawn:
             return
-        least = max(held, key=lambda claim: claim.priority.rank).priority
+        least = max(drawn, key=lambda claim: claim.priority.rank).priority
         waiting = self._store.urgent_messages_per_worker(
             least, waiting_s=self._durations.claim_check_s, lease_s=self._durations.lease_s
         )
         if random.random() < waiting:
-            self._make_room(random.choice([claim for claim in held if claim.priority is least]).message)
+            self._make_room(random.choice([claim for claim in drawn if claim.priority is least]).message)
 
     def _repeat(self, act: Callable[[], None], pause_s: float) -> None:
         while not self._stop.wait(pause_s):
             try:
                 with self._outages.watching("Postgres"):
                     act()
-            except Unavailable:  # the outages have said it; nobody reclaims anything before Postgres is back
+            except Unavailable:  # the outages have said it; if Postgres is away for us alone, our leases lapse
                 continue
             except Exception:  # a worker without a heartbeat would lose every claim: say what happened, and go on
                 log.exception("%s failed", threading.current_thread().name)

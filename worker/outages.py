@@ -30,18 +30,23 @@ class Outages:
         self._answered: dict[Dependency, float] = {}  # when it last answered after an outage
 
     @contextmanager
-    def watching(self, dependency: Dependency) -> Iterator[None]:
-        """Learns from the body, which asks ``dependency`` for something, whether it is there. Errors pass on."""
+    def watching(self, dependency: Dependency, *, proving: bool = True) -> Iterator[None]:
+        """Learns from the body, which asks ``dependency`` for something, whether it is there. Errors pass on.
+
+        Unless ``proving``, an answer ends no outage: a bucket may be read that takes nothing.
+        """
         try:
             yield
         except Unavailable as error:
             self.begin(dependency, str(error))
             raise
         except FarmError:  # an answer, though not the one that was hoped for
-            self.end(dependency)
+            if proving:
+                self.end(dependency)
             raise
         else:
-            self.end(dependency)
+            if proving:
+                self.end(dependency)
 
     def away(self, dependency: Dependency) -> bool:
         """Whether it did not answer when it was last asked."""

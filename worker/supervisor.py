@@ -3,9 +3,10 @@
 It draws nothing and asks nobody, so that nothing but a signal ends it: no torch, no Postgres, no Redis. GPUs are
 counted by a child process. What a worker writes is passed on line by line, behind its name.
 
-Invariants: a worker that ends is started again after a pause, which grows while it ends soon each time; one that can
-never run before a person has changed something (exit code 2) is given up; no worker outlives its supervisor by more
-than its own grace time, for its standard input ends with the supervisor, however that one ended.
+Invariants: a worker that ends is started again after a pause, which grows while it ends soon each time; one that says
+three times in a row that it cannot run before a person has changed something (exit code 2) is given up; no worker
+outlives its supervisor by more than a worker's deadline, for its standard input ends with the supervisor, however that
+one ended; nobody here waits for whoever reads what is written.
 """
 
 import argparse
@@ -18,17 +19,21 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from queue import Empty, SimpleQueue
+from queue import Empty, Full, Queue, SimpleQueue
 
 from producer.jobs.errors import SettingsError
 from producer.jobs.settings import PORT_MAX, Settings, load_settings
+from worker.stopping import ECHO_S, SIGNALS
 
 log = logging.getLogger("supervisor")
 
 EXIT_SETTINGS = 2
+MOST_REFUSALS = 3
+"""Starts in a row that end with exit code 2: a hub or a device's memory that is not there for a moment looks alike."""
 EXIT_KILLED = 75
 """Workers had to be killed at the end; 75 is also what a worker ends with that is over its own deadline."""
 FIRST_PAUSE_S = 1.0
@@ -36,8 +41,9 @@ LONGEST_PAUSE_S = 30.0
 LIVED_S = 60.0
 """A worker that ran for this long is started again as if it had never ended before."""
 LOOK_S = 0.1
-ECHO_S = 1.0
-"""Terminal, make and shell may each pass the same Ctrl-C on."""
+MOST_LINES = 50_000
+"""That wait for a reader of the error output; more are dropped."""
+STDERR = 2
 LAST_WORDS_S = 1.0
 """What a process that ended may have left in its pipe is read within this time."""
 WORKER = (sys.executable, "-m", "worker.app")
@@ -82,11 +88,43 @@ class Place:
     environment: dict[str, str]
 
 
+class Voice:
+    """The error output as a file that is never waited for: while nobody reads it, lines are kept and then dropped."""
+
+    def __init__(self) -> None:
+        self._lines: Queue[str] = Queue(MOST_LINES)
+        threading.Thread(target=self._speak, name="voice", daemon=True).start()
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(Full):
+            self._lines.put_nowait(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Nothing: see ``finish``."""
+
+    def finish(self, timeout_s: float) -> None:
+        """Wait until all is written, if somebody reads it."""
+        over_at = time.monotonic() + timeout_s
+        while self._lines.unfinished_tasks and time.monotonic() < over_at:
+            time.sleep(0.01)
+
+    def _speak(self) -> None:
+        """By the file descriptor: ``sys.stderr`` has a lock, and a process that ends while it is held aborts."""
+        while True:
+            rest = self._lines.get().encode(errors="replace")
+            with contextlib.suppress(OSError):
+                while rest:
+                    rest = rest[os.write(STDERR, rest) :]
+            self._lines.task_done()
+
+
 class Running:
     """The process that holds a place now, and a thread that passes on what it writes."""
 
-    def __init__(self, place: Place, command: Sequence[str]) -> None:
+    def __init__(self, place: Place, command: Sequence[str], voice: Voice) -> None:
         self.place = place
+        self._voice = voice
         self.last_line = "it said nothing"
         with _interrupts_kept_back():
             self._process = subprocess.Popen(
@@ -124,40 +162,49 @@ class Running:
         with self._process.stdout as lines:
             for line in lines:
                 self.last_line = line.strip() or self.last_line
-                with contextlib.suppress(OSError):  # a worker must not wait because nobody reads
-                    sys.stderr.write(f"{self.place.name}: {line.rstrip()}\n")
+                self._voice.write(f"{self.place.name}: {line.rstrip()}\n")
 
 
 class Supervisor:
     """The workers of one machine. ``run`` it in the main thread, which alone receives signals."""
 
-    def __init__(self, places: Sequence[Place], *, kill_after_s: float, command: Sequence[str] = WORKER) -> None:
+    def __init__(
+        self, places: Sequence[Place], voice: Voice, *, kill_after_s: float, command: Sequence[str] = WORKER
+    ) -> None:
+        self._voice = voice
         self._places = {place.name: place for place in places}
         self._running: dict[str, Running] = {}
         self._kill_after_s = kill_after_s
         self._command = command
         self._restarts = Restarts()
+        self._refusals: Counter[str] = Counter()
         self._signals: SimpleQueue[int] = SimpleQueue()
 
     def run(self) -> int:
-        """Keep the workers running until SIGTERM or SIGINT; returns the exit code."""
-        with self._listening():
-            for name in self._places:
+        """Keep the workers running until SIGTERM, SIGINT or SIGHUP; returns the exit code."""
+        try:
+            with self._listening():
+                return self._keep_running()
+        finally:
+            self._voice.finish(LAST_WORDS_S)
+
+    def _keep_running(self) -> int:
+        for name in self._places:
+            self._start(name)
+        while not self._told_to_stop():
+            for running in [running for running in self._running.values() if running.ended]:
+                self._expect(running)
+            if not self._places:
+                log.critical("no worker is left")
+                return EXIT_SETTINGS
+            for name in self._restarts.due():
                 self._start(name)
-            while not self._told_to_stop():
-                for running in [running for running in self._running.values() if running.ended]:
-                    self._expect(running)
-                if not self._places:
-                    log.critical("no worker is left")
-                    return EXIT_SETTINGS
-                for name in self._restarts.due():
-                    self._start(name)
-            return self._stop()
+        return self._stop()
 
     def _start(self, name: str) -> None:
         self._restarts.started(name)
         try:
-            self._running[name] = Running(self._places[name], self._command)
+            self._running[name] = Running(self._places[name], self._command, self._voice)
         except OSError as error:  # no memory, or too many processes: for now
             log.error("%s cannot be started (%s): tried again in %.0f s", name, error, self._restarts.ended(name))
 
@@ -165,7 +212,8 @@ class Supervisor:
         """Note the end of a worker that nobody here had told to end."""
         name, returncode = running.place.name, running.reap()
         del self._running[name]
-        if returncode == EXIT_SETTINGS:
+        self._refusals[name] = self._refusals[name] + 1 if returncode == EXIT_SETTINGS else 0
+        if self._refusals[name] == MOST_REFUSALS:
             del self._places[name]
             log.error("%s %s: given up", name, _how(running, returncode))
         else:
@@ -174,17 +222,17 @@ class Supervisor:
 
     def _stop(self) -> int:
         """Pass the signal on, and wait; a second one, or the end of the time, kills."""
-        log.info("stopping: the workers have %.0f s", self._kill_after_s)
         for running in self._running.values():
             running.terminate()
         told_at = time.monotonic()
+        log.info("stopping: the workers have %.0f s", self._kill_after_s)
         while self._left() and time.monotonic() - told_at < self._kill_after_s:
             if self._told_to_stop() and time.monotonic() - told_at > ECHO_S:
                 break
         left = self._left()
         for running in left:
-            log.critical("%s has not ended: killed", running.place.name)
             running.kill()
+            log.critical("%s has not ended: killed", running.place.name)
         for running in self._running.values():
             running.reap()
         return EXIT_KILLED if left else 0
@@ -205,7 +253,7 @@ class Supervisor:
         def note(number: int, _frame: object) -> None:
             self._signals.put(number)  # the one queue that a signal's handler may use
 
-        before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+        before = {number: signal.signal(number, note) for number in SIGNALS}
         try:
             yield
         finally:
@@ -279,11 +327,6 @@ def _gpus(name: str) -> list[str]:
     return gpus or ["cpu"]
 
 
-def kill_after_s(settings: Settings) -> float:
-    """What workers may take to end: well above their own deadline, one and a half of the grace time and 2 s."""
-    return 2 * settings.stop_grace_s + 5
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """``python -m worker [--device D ...] [--count N]``: exit code 0 after SIGTERM.
 
@@ -297,8 +340,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--count must be at least 1")
     try:
         settings = load_settings()
-        logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-        return Supervisor(places(settings, options.device, options.count), kill_after_s=kill_after_s(settings)).run()
+        voice = Voice()
+        logging.basicConfig(
+            level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=voice
+        )
+        chosen = places(settings, options.device, options.count)
+        return Supervisor(chosen, voice, kill_after_s=settings.kill_after_s).run()
     except SettingsError as error:
         print(f"ovis-batch workers: {error}", file=sys.stderr)
         return EXIT_SETTINGS

@@ -44,7 +44,7 @@ class RunningFarm:
 
     def start_workers(self, count: int) -> int:
         """Start so many, under a supervisor of their own; returns its pid."""
-        grace_s = 2 * self.settings.stop_grace_s + 10  # the supervisor itself kills its workers 5 s earlier
+        grace_s = self.settings.kill_after_s + 5  # in which the supervisor itself has killed its workers
         command = [sys.executable, "-m", "worker", "--count", str(count)]
         return self._processes.start(WORKERS, command, self._environment, grace_s=grace_s)
 

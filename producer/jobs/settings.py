@@ -207,8 +207,28 @@ class Settings(BaseSettings):
 
     @property
     def stop_grace_s(self) -> float:
-        """What a worker that is told to stop may still take to finish what it draws."""
+        """What a worker that is told to stop may still take to finish what it draws.
+
+        The first line of a stop's timetable, in seconds. The worker then gives back what is unfinished, abandons a
+        step that takes longer than ``give_back_s``, and ends itself at ``deadline_s``; its supervisor kills it after
+        ``kill_after_s``, and whoever keeps the supervisor waits still longer.
+        """
         return self.grace_s if self.grace_s is not None else self.durations.grace_s
+
+    @property
+    def give_back_s(self) -> float:
+        """After the grace time: for a step to end, and its last checkpoint to be stored."""
+        return self.stop_grace_s / 4 + 0.5
+
+    @property
+    def deadline_s(self) -> float:
+        """After a worker was told to stop it ends itself, though something hangs."""
+        return 1.5 * self.stop_grace_s + 2
+
+    @property
+    def kill_after_s(self) -> float:
+        """After a worker was told to stop its supervisor kills it: the deadline's last acts take 2 s."""
+        return 2 * self.stop_grace_s + 5
 
     @property
     def services_path(self) -> Path:

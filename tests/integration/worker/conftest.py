@@ -25,14 +25,16 @@ from worker.metrics import Metrics
 class Workshop:
     """The parts of a worker, put together by the product and fed by hand. Counts the steps that it draws."""
 
+    THREADS = 8
+
     def __init__(self, settings: Settings, step_s: float, engine: DrawingEngine | None) -> None:
         self.drawn: list[tuple[str, int]] = []  # prompt, steps done
         self.store = Store.at(settings.require("database_url"), connections=8)
         self.storage = Storage(settings)
         drawer = Drawer(engine or BlankEngine(step_s, self._drew), device="none", model="blank", revision="0")
         self.worker = Worker(settings, drawer, self.store, self.storage, Metrics())
-        self._threads = ThreadPoolExecutor(8)
-        self._grace_s = settings.stop_grace_s
+        self._threads = ThreadPoolExecutor(self.THREADS)
+        self._give_back_s = settings.give_back_s
 
     def _drew(self, request: ImageRequest, step: int) -> None:
         self.drawn.append((request.prompt, step))
@@ -49,8 +51,9 @@ class Workshop:
     def give_back(self) -> None:
         """As when the grace time is over."""
         self.worker._executor.drain()
+        self.worker._executor.hold_drawn()
+        self.worker._executor.give_up(endings_s=2 * self._give_back_s)
         self.worker._device.drain()
-        self.worker._executor.give_up()
 
     def stop(self) -> None:
         self.give_back()
@@ -78,7 +81,7 @@ def workshops(settings: Settings, tmp_path: Path) -> Iterator[Callable[..., Work
 
 
 class Gate:
-    """A server behind a door that can be shut: then every request is reset."""
+    """A server behind a door that can be shut: then every request is reset; or that swallows what comes."""
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
@@ -90,6 +93,19 @@ class Gate:
     @contextmanager
     def shut(self) -> Iterator[None]:
         with self._proxy.doing(Trouble(Kind.RESET)):
+            yield
+
+    @contextmanager
+    def swallowing(self) -> Iterator[None]:
+        """Requests get no answer, neither a bad one nor a reset. All connections end with the body."""
+        with self._proxy.doing(Trouble(Kind.SLOW, slow_s=300)):
+            yield
+        self.cut()
+
+    @contextmanager
+    def full(self) -> Iterator[None]:
+        """What is written is refused; what is read is not."""
+        with self._proxy.doing(Trouble(Kind.REFUSE, b"PUT /", status=b"507 Insufficient Storage", code=b"StorageFull")):
             yield
 
     def cut(self) -> None:

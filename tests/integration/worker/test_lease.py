@@ -6,6 +6,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from pipeline.engine import Progress
 from producer.jobs.contract import Job, Message, Priority, State, Submission
 from producer.jobs.settings import Settings
 from producer.jobs.store import Store
@@ -32,12 +33,19 @@ def gave_way() -> list[Message]:
 
 
 @pytest.fixture
+def drawn() -> dict[Message, Progress]:
+    """What the device tells of its work."""
+    return {}
+
+
+@pytest.fixture
 def lease(
-    settings: Settings, store: Store, worker_id: UUID, lost: list[Message], gave_way: list[Message]
-) -> Iterator[Lease]:
+    settings: Settings, store: Store, worker_id: UUID,
+    drawn: dict[Message, Progress], lost: list[Message], gave_way: list[Message],
+) -> Iterator[Lease]:  # fmt: skip
     lease = Lease(
         store, worker_id, DESCRIPTION, settings.durations, Outages(),
-        drawing=list, on_lost=lost.append, make_room=gave_way.append,
+        progress=lambda: drawn, on_lost=lost.append, make_room=gave_way.append,
     )  # fmt: skip
     lease.start()
     yield lease
@@ -80,17 +88,25 @@ def test_who_holds_a_cancelled_claim_is_told_until_it_lets_go(
 
 
 @pytest.mark.parametrize(
-    ("held", "waits", "gives_way"),
-    [("bulk", "interactive", True), ("bulk", "standard", True), ("bulk", "bulk", False), ("standard", "bulk", False)],
+    ("held", "is_drawn", "waits", "gives_way"),
+    [
+        ("bulk", True, "interactive", True),
+        ("bulk", True, "standard", True),
+        ("bulk", True, "bulk", False),
+        ("standard", True, "bulk", False),
+        ("bulk", False, "interactive", False),
+    ],
 )
 def test_a_full_worker_gives_way_to_what_is_more_urgent_and_waits(
-    store: Store, lease: Lease, gave_way: list[Message], worker_id: UUID, settings: Settings,
-    held: str, waits: str, gives_way: bool,
+    store: Store, lease: Lease, drawn: dict[Message, Progress], gave_way: list[Message], worker_id: UUID,
+    settings: Settings, held: str, is_drawn: bool, waits: str, gives_way: bool,
 ) -> None:  # fmt: skip
     leader = uuid4()
     assert store.lead(leader, leader_s=600)
     claim = store.claim(Message(submit(store, held).id, 1), worker_id)
     assert claim is not None
+    if is_drawn:  # else its image waits to be stored, and no place of the device would become free
+        drawn[claim.message] = Progress(1, 2)
     with lease.holding(claim):
         submit(store, waits)
         time.sleep(3 * settings.durations.claim_check_s)

@@ -18,16 +18,17 @@ from producer.jobs.settings import Settings
 from producer.jobs.store import Store
 from tests.farm import environment, free_port
 from tests.waiting import until
-from worker.supervisor import ECHO_S
+from worker.stopping import ECHO_S
 
 ROOT = Path(__file__).parents[3]
 SUPERVISE = """
 import logging, sys
 from worker import supervisor
-logging.basicConfig(level="INFO", format="%(levelname)s %(name)s: %(message)s")
+voice = supervisor.Voice()
+logging.basicConfig(level="INFO", format="%(levelname)s %(name)s: %(message)s", stream=voice)
 places = [supervisor.Place(f"worker-{n}", [], {"NUMBER": str(n)}) for n in range(int(sys.argv[2]))]
 command = [sys.executable, "-c", sys.argv[1]]
-sys.exit(supervisor.Supervisor(places, kill_after_s=float(sys.argv[3]), command=command).run())
+sys.exit(supervisor.Supervisor(places, voice, kill_after_s=float(sys.argv[3]), command=command).run())
 """
 OBEDIENT = """
 import os, signal, time
@@ -123,7 +124,7 @@ def test_a_worker_that_ends_at_once_is_started_later_each_time_and_it_is_said_wh
     assert supervised.wait() == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_reaches_every_worker_and_is_waited_for(start: Start, number: signal.Signals) -> None:
     supervised = start(OBEDIENT, workers=3)
     until(lambda: len(supervised.said("at work")) == 3)
@@ -166,10 +167,10 @@ def test_a_second_ctrl_c_kills_at_once(start: Start) -> None:
 def test_a_worker_whose_settings_are_wrong_is_given_up_and_the_others_go_on(start: Start) -> None:
     supervised = start(WRONG_SETTINGS_IF_FIRST, workers=2)
     until(lambda: supervised.said("given up") and supervised.said("at work"))
+    assert len(supervised.said("starts again")) == 2, "what is away for a moment looks alike"
     assert supervised.said(r"worker-0 ended with exit code 2 \(no such GPU\): given up")
     supervised.process.terminate()
     assert supervised.wait() == 0
-    assert not supervised.said("starts again")
 
 
 def test_if_no_worker_can_ever_run_the_supervisor_ends_with_2(start: Start) -> None:
@@ -191,6 +192,27 @@ def test_a_worker_that_says_much_is_neither_held_up_nor_cut_short(start: Start) 
     supervised = start(FLOOD)
     until(lambda: supervised.said("at work"))
     assert len(supervised.said("^worker-0: x{80}$")) == 20000
+
+
+def test_a_supervisor_whose_words_nobody_reads_still_starts_workers_again_and_stops_them() -> None:
+    command = [sys.executable, "-c", SUPERVISE, FLOOD, "2", "20"]
+    supervisor = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE)
+    try:
+        until(lambda: len(asleep(supervisor)) == 2)  # their floods are over
+        first = asleep(supervisor)
+        first[0].kill()
+        until(lambda: len(asleep(supervisor)) == 2 and asleep(supervisor) != first)
+        supervisor.terminate()
+        assert supervisor.wait(20) == 0
+    finally:
+        supervisor.kill()
+        supervisor.communicate()
+
+
+def asleep(supervisor: "subprocess.Popen[bytes]") -> list[psutil.Process]:
+    """The workers that have come as far as to wait for their supervisor's end."""
+    workers = psutil.Process(supervisor.pid).children()
+    return [worker for worker in workers if worker.status() == psutil.STATUS_SLEEPING and worker.num_threads() == 2]
 
 
 def supervise(settings: Settings, *options: str, **changes: str) -> Supervised:

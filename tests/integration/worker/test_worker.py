@@ -30,6 +30,7 @@ from tests.chaos.nursery import Member, Nursery
 from tests.farm import environment, free_port
 from tests.integration.worker.conftest import Gate
 from tests.waiting import until
+from worker.stopping import ECHO_S
 
 ROOT = Path(__file__).parents[3]
 
@@ -148,13 +149,15 @@ def test_a_killed_workers_jobs_are_drawn_by_another_and_none_is_recorded_twice(
     assert all(job.failures == 0 for job in store.batch_jobs(batch.id)), "nobody died while drawn alone"
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_worker_that_is_told_to_stop_gives_back_what_it_cannot_finish(
-    settings: Settings, store: Store, storage: Storage, dispatcher: Dispatcher, workers: Workers
-) -> None:
+    settings: Settings, store: Store, storage: Storage, dispatcher: Dispatcher, workers: Workers,
+    number: signal.Signals,
+) -> None:  # fmt: skip
     batch = submit(store, 4, steps=100)
     with workers(step_s=0.2) as process:
         until(lambda: store.batch(batch.id).counts[State.RUNNING] >= 1)
-        process.signal(signal.SIGTERM)
+        process.signal(number)
         assert process.ended(30) == 0
     jobs = store.batch_jobs(batch.id)
     assert all((job.state, job.failures) == (State.QUEUED, 0) for job in jobs)
@@ -230,6 +233,83 @@ def test_a_worker_that_is_told_to_stop_in_a_step_longer_than_its_time_gives_its_
         until(lambda: store.batch(batch.id).counts[State.RUNNING] == 3)
         process.signal(signal.SIGTERM)
         assert process.ended(15) == 0
+    for job in store.batch_jobs(batch.id):
+        assert (job.state, job.failures, outcomes(store, job.id)) == (State.QUEUED, 0, ["drained"])
+
+
+def test_a_worker_that_is_told_to_stop_keeps_every_step_that_it_finishes_however_long_they_take(
+    settings: Settings, store: Store, storage: Storage, dispatcher: Dispatcher, workers: Workers, steps_file: Path
+) -> None:
+    submit(store, 1, steps=10)
+    with workers(step_s=2, OVIS_GRACE_S="4.2", OVIS_CHECKPOINT_STEPS="0") as process:
+        until(lambda: len(steps_of(steps_file)) == 1)
+        process.signal(signal.SIGTERM)
+        assert process.ended(15) == 0
+    assert [key.rsplit("-")[-1] for key in objects(storage, CHECKPOINTS)][-1:] == ["3.safetensors"], "of 6 s"
+
+
+def test_a_worker_whose_bucket_hangs_gives_its_claims_back_before_it_ends_at_its_deadline(
+    settings: Settings, store: Store, storage: Storage, dispatcher: Dispatcher, workers: Workers, steps_file: Path
+) -> None:
+    assert settings.s3_endpoint_url is not None
+    gate = Gate(settings.s3_endpoint_url)
+    own = settings.model_copy(update={"s3_endpoint_url": gate.url})
+    batch = submit(store, 2, steps=10)
+    with workers(own=own, step_s=0.1, OVIS_GRACE_S="0.5", OVIS_CHECKPOINT_STEPS="0") as process:
+        until(lambda: len(steps_of(steps_file)) >= 4)
+        with gate.swallowing():
+            until(lambda: len(steps_of(steps_file)) == 2 * 10)
+            time.sleep(0.3)  # for the images to be encoded
+            process.signal(signal.SIGTERM)
+            assert process.ended(15) == 75
+    gate.stop()
+    for job in store.batch_jobs(batch.id):
+        assert (job.state, job.failures, outcomes(store, job.id)) == (State.QUEUED, 0, ["drained"])
+
+
+def test_another_ctrl_c_ends_a_worker_at_once_and_its_claims_are_given_back(
+    settings: Settings, store: Store, storage: Storage, dispatcher: Dispatcher, workers: Workers, tmp_path: Path
+) -> None:
+    batch = submit(store, 2, steps=100)
+    with workers(step_s=0.1, OVIS_GRACE_S="60") as process:
+        until(lambda: store.batch(batch.id).counts[State.RUNNING] == 2)
+        process.signal(signal.SIGINT)
+        time.sleep(ECHO_S + 0.3)
+        process.signal(signal.SIGINT)
+        assert process.ended(5) == 130
+    assert "Traceback" not in (tmp_path / "log").read_text()
+    for job in store.batch_jobs(batch.id):
+        assert (job.state, job.failures, outcomes(store, job.id)) == (State.QUEUED, 0, ["drained"])
+
+
+CRASHING = """
+import pathlib, sys
+from celery.worker import state
+from tests.blank_worker import main
+flag, looks = pathlib.Path(sys.argv.pop(1)), state.maybe_shutdown
+def crash():
+    if flag.exists(): raise RuntimeError("Celery's own bug")
+    looks()
+state.maybe_shutdown = crash
+sys.exit(main())
+"""
+
+
+def test_a_worker_whose_consumer_crashes_gives_back_what_it_cannot_finish_and_ends(
+    settings: Settings, store: Store, storage: Storage, dispatcher: Dispatcher, tmp_path: Path
+) -> None:
+    batch, flag = submit(store, 2, steps=100), tmp_path / "crash"
+    process = subprocess.Popen(
+        [sys.executable, "-c", CRASHING, str(flag), "--step-s", "0.2"],
+        env=environment(settings) | {"OVIS_GRACE_S": "1"}, cwd=ROOT, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        until(lambda: store.batch(batch.id).counts[State.RUNNING] == 2, timeout_s=60)
+        flag.touch()
+        assert process.wait(20) == 1
+    finally:
+        process.kill()
+        process.communicate()
     for job in store.batch_jobs(batch.id):
         assert (job.state, job.failures, outcomes(store, job.id)) == (State.QUEUED, 0, ["drained"])
 
@@ -335,7 +415,7 @@ def test_rubbish_in_redis_is_passed_over_with_a_line_for_each(
         broker.lpush(QUEUE, "no JSON")
         batch = submit(store, 3)
         until(lambda: store.batch(batch.id).done)
-        until(lambda: broker.hlen("unacked") == 0)
+        until(lambda: not broker.keys())  # nothing of the rubbish is left anywhere
         assert process.alive
     queue.close()
     broker.close()

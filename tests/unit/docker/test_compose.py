@@ -9,7 +9,6 @@ import pytest
 import yaml
 
 from producer.jobs.settings import Settings
-from worker.supervisor import kill_after_s
 
 ROOT = Path(__file__).parents[3]
 COMPOSE = ROOT / "docker" / "compose.yaml"
@@ -90,7 +89,7 @@ def test_a_volume_that_is_named_is_declared(service: str) -> None:
 
 @pytest.mark.parametrize("service", ["worker", "worker-cpu"])
 def test_a_container_is_not_killed_before_its_supervisor_would_kill_the_workers(service: str) -> None:
-    assert float(SERVICES[service]["stop_grace_period"].removesuffix("s")) > kill_after_s(Settings())
+    assert float(SERVICES[service]["stop_grace_period"].removesuffix("s")) > Settings().kill_after_s
 
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)

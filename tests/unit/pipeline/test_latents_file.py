@@ -130,6 +130,13 @@ def test_another_safetensors_file_is_refused(content: bytes) -> None:
     assert "not of an unfinished image" in refusal(content)
 
 
+def test_one_whose_metadata_are_null_is_refused() -> None:
+    header = json.dumps(
+        {"__metadata__": None, "latents": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}
+    ).encode()
+    assert "not of an unfinished image" in refusal(len(header).to_bytes(8, "little") + header + bytes(4))
+
+
 def test_one_without_metadata_is_refused() -> None:
     assert "no file of an unfinished image" in refusal(save({"latents": torch.zeros(1, 28, 64)}))
 

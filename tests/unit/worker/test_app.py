@@ -1,6 +1,9 @@
 """How a worker process that cannot start ends."""
 
 import socket
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -8,6 +11,8 @@ import pytest
 from producer.jobs.errors import PortTaken, SettingsError, Unavailable
 from producer.jobs.settings import Settings
 from worker import app
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.parametrize(
@@ -39,3 +44,22 @@ def test_a_taken_port_of_the_metrics_is_told_before_the_model_is_loaded(monkeypa
         settings = Settings.model_validate({"database_url": "postgresql://nowhere/db", "metrics_port": port})
         with pytest.raises(PortTaken, match="OVIS_METRICS_PORT"):
             app.run(settings, load, lambda _: bucket)  # type: ignore[arg-type, return-value]
+
+
+HANGING_LOAD = """
+import sys, time
+from types import SimpleNamespace
+from producer.jobs.settings import Settings
+from worker import app
+app.schema.check = lambda url: None
+app.LOAD_LIMIT_S = 0.4
+bucket = SimpleNamespace(ensure_bucket=lambda: None, close=lambda: None)
+app.run(Settings(database_url="postgresql://nowhere/db"), lambda settings: time.sleep(600), lambda settings: bucket)
+"""
+
+
+def test_a_device_that_hangs_while_the_model_is_loaded_ends_the_process_with_a_traceback() -> None:
+    command = [sys.executable, "-c", HANGING_LOAD]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 1
+    assert "Timeout (0:00:00" in ended.stderr

@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,8 @@ class StepEngine:
         self.steps = 0
         self.priorities: list[int] = []
         self.failing: Exception | None = None
+        self.hangs_at_checkpoints = False
+        self.drained_at: list[int] = []
 
     @property
     def idle(self) -> bool:
@@ -51,6 +54,8 @@ class StepEngine:
     def resume(self, checkpoint: bytes, *, priority: int = 0) -> int:
         if checkpoint == b"spoilt":
             raise UnusableLatents("spoilt")
+        if checkpoint == b"a riddle":
+            raise AttributeError("'NoneType' object has no attribute 'keys'")
         prompt, steps, step = checkpoint.decode().split()
         ticket = self.submit(request(prompt, int(steps)), priority=priority)
         self.inside[ticket] = (self.inside[ticket][0], int(step))
@@ -60,6 +65,8 @@ class StepEngine:
         drawn, step = self.inside[ticket]
         if drawn.prompt == "uncopyable":
             raise Exhausted(64, 64, "no room for a copy")
+        if self.hangs_at_checkpoints:
+            self.go_on.wait()
         self.checkpoints += 1
         return f"{drawn.prompt} {drawn.steps} {step}".encode()
 
@@ -81,11 +88,15 @@ class StepEngine:
             del self.inside[end.ticket]
         return ends
 
+    def request(self, ticket: int) -> ImageRequest:
+        return self.inside[ticket][0]
+
     def cancel(self, ticket: int) -> bool:
         return self.inside.pop(ticket, None) is not None
 
     def drain(self) -> list[int]:
         tickets = sorted(self.inside)
+        self.drained_at = [step for _, step in self.inside.values()]
         self.inside.clear()
         return tickets
 
@@ -232,12 +243,15 @@ def test_an_image_goes_on_from_its_checkpoint_and_its_next_one_comes_as_many_ste
 ) -> None:
     device.draw("it", request("it", 35), unfinished=b"it 35 15")
     assert engine.steps == 20
-    assert [latents.step for latents in taken["it"]] == [25]
+    assert [latents.step for latents in taken["it"]] == [15, 25], "the one that it went on from is its newest at first"
 
 
-def test_a_checkpoint_that_cannot_be_used_raises_and_takes_no_place(device: Device, engine: StepEngine) -> None:
+@pytest.mark.parametrize("checkpoint", [b"spoilt", b"a riddle", b"other 35 15", b"a 2 1"])
+def test_a_checkpoint_that_cannot_be_used_or_is_another_images_raises_and_takes_no_place(
+    device: Device, engine: StepEngine, checkpoint: bytes
+) -> None:
     with pytest.raises(UnusableLatents):
-        device.draw("it", request(), unfinished=b"spoilt")
+        device.draw("it", request(), unfinished=checkpoint)
     assert engine.idle
     assert device.draw("it", request()).steps == 1
 
@@ -264,7 +278,7 @@ def test_what_is_given_back_at_a_drain_has_handed_on_the_step_that_it_ends_at(
     device.drain()
     with pytest.raises(Drained):
         image.result(5)
-    assert taken["it"][-1].step == engine.steps
+    assert [taken["it"][-1].step] == engine.drained_at
 
 
 def test_one_that_has_not_moved_gets_no_checkpoint(
@@ -299,6 +313,24 @@ def test_what_is_inside_a_long_step_is_given_back_without_waiting_for_it(engine:
         with pytest.raises(Drained):
             image.result(5)
         assert not device.stop(timeout_s=0.05), "the step is still being taken"
+        engine.go_on.set()
+        assert device.stop(timeout_s=5)
+
+
+def test_a_device_that_hangs_at_a_checkpoint_keeps_nobody_from_cancelling_or_abandoning(engine: StepEngine) -> None:
+    engine.hangs_at_checkpoints = True
+    device = Device(engine, step_limit_s=30, die=lambda reason: None)
+    device.start()
+    with ThreadPoolExecutor() as threads:
+        image = threads.submit(device.draw, "it", request("endless"))
+        until(lambda: engine.steps >= 3)
+        device.drain()
+        time.sleep(0.1)  # it is at the checkpoint of its last step
+        asked = [threads.submit(act) for act in (partial(device.cancel, "it"), device.abandon)]
+        for act in asked:
+            act.result(5)
+        with pytest.raises(Drained):
+            image.result(5)
         engine.go_on.set()
         assert device.stop(timeout_s=5)
 
@@ -360,6 +392,21 @@ def test_work_on_the_device_that_hangs_ends_the_process_with_a_traceback_though_
 def test_a_device_without_work_and_one_with_much_of_it_lives_on() -> None:
     ended = run_hanging("nothing", "leaves")
     assert (ended.returncode, ended.stderr) == (17, "")
+
+
+def test_work_that_hangs_ends_the_process_though_nobody_reads_its_words() -> None:
+    full = (
+        "import os\nos.set_blocking(2, False)\ntry:\n    while True: os.write(2, bytes(4096))\n"
+        "except BlockingIOError: os.set_blocking(2, True)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", full + HANGING, "step", "holds"], cwd=ROOT, stderr=subprocess.PIPE
+    )
+    try:
+        assert process.wait(300) == 1
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def run_hanging(*arguments: str) -> "subprocess.CompletedProcess[str]":

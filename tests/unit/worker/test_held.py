@@ -49,11 +49,11 @@ def test_the_newest_checkpoint_takes_the_place_of_the_one_before_and_an_image_th
     held: Held, folder: Path, job_id: UUID
 ) -> None:
     for step in (9, 20, 100):
-        assert held.keep_latents(job_id, Latents(step, b"%d" % step))
-    assert held.latents(job_id) == Latents(100, b"100")
+        assert held.keep_latents(job_id, 0, Latents(step, b"%d" % step))
+    assert held.latents(job_id, 0) == Latents(100, b"100")
     assert len(list(folder.iterdir())) == 1
     assert held.keep_image(job_id, BODY)
-    assert held.latents(job_id) is None
+    assert held.latents(job_id, 0) is None
     assert len(list(folder.iterdir())) == 1
 
 
@@ -63,31 +63,56 @@ def test_only_this_user_may_look(held: Held, folder: Path, job_id: UUID) -> None
     assert [path.stat().st_mode & 0o777 for path in folder.iterdir()] == [0o600]
 
 
-def test_it_holds_no_more_than_it_may_and_says_so_once(
+def test_it_holds_no_more_than_it_may_the_oldest_goes_first_and_it_is_said_once(
     held: Held, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    kept = [held.keep_image(uuid4(), BODY) for _ in range(15)]
-    assert kept == [True] * 10 + [False] * 5
-    assert sum(path.stat().st_size for path in folder.iterdir()) == 10_000
-    assert len([line for line in caplog.messages if "OVIS_HELD_MB" in line]) == 1
+    jobs = [uuid4() for _ in range(15)]
+    for age_s, job_id in zip(range(100, 0, -1), jobs, strict=False):
+        assert held.keep_image(job_id, BODY)
+        os.utime(folder / f"{job_id}.image", (time.time() - age_s,) * 2)
+    assert [held.image(job_id) is not None for job_id in jobs] == [False] * 6 + [True] * 9
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 10_000
+    assert not held.keep_image(uuid4(), BODY * 10)
+    assert held.image(jobs[-1]) == BODY
+    assert len([line for line in caplog.messages if "OVIS_HELD_MB" in line]) == 2
 
 
-def test_what_nobody_came_for_within_a_day_goes_at_the_start_and_when_there_is_no_room(
-    held: Held, folder: Path, job_id: UUID
-) -> None:
-    def age() -> None:
-        for path in folder.iterdir():
-            os.utime(path, (time.time() - KEPT_S - 1,) * 2)
-
-    held.keep_image(job_id, BODY * 9)
+def test_what_nobody_came_for_within_a_day_goes_at_the_start(held: Held, folder: Path, job_id: UUID) -> None:
+    held.keep_image(uuid4(), BODY)
     (folder / "cut short.part").write_bytes(b"a process died here")
-    age()
+    for path in folder.iterdir():
+        os.utime(path, (time.time() - KEPT_S - 1,) * 2)
     held.keep_image(job_id, BODY)
     held.open()
     assert [path.name for path in folder.iterdir()] == [f"{job_id}.image"]
-    held.keep_image(uuid4(), BODY * 9)
-    age()
-    assert held.keep_image(uuid4(), BODY * 9)
+
+
+def test_a_checkpoint_of_before_the_jobs_last_failure_is_none(held: Held, folder: Path, job_id: UUID) -> None:
+    held.keep_latents(job_id, 0, Latents(30, b"of before"))
+    assert held.latents(job_id, 1) is None
+    held.keep_latents(job_id, 1, Latents(4, b"of after"))
+    assert held.latents(job_id, 1) == Latents(4, b"of after")
+    assert len(list(folder.iterdir())) == 1
+
+
+@pytest.mark.parametrize("broken", ["cut", "zero tail", "one bit", "empty", "older version"])
+def test_a_file_that_is_not_what_was_written_is_never_given_out_and_goes(
+    broken: str, held: Held, folder: Path, job_id: UUID, caplog: pytest.LogCaptureFixture
+) -> None:
+    held.keep_image(job_id, BODY)
+    (path,) = folder.iterdir()
+    content = path.read_bytes()
+    changed = {
+        "cut": content[:-1],
+        "zero tail": content[:500] + bytes(len(content) - 500),
+        "one bit": content[:-1] + b"y",
+        "empty": b"",
+        "older version": BODY,
+    }
+    path.write_bytes(changed[broken])
+    assert held.image(job_id) is None
+    assert not list(folder.iterdir())
+    assert len(caplog.messages) == 1
 
 
 def test_a_full_disk_keeps_nothing_loses_nothing_else_and_is_said_once(
@@ -98,7 +123,7 @@ def test_a_full_disk_keeps_nothing_loses_nothing_else_and_is_said_once(
     assert full.is_char_device()
     monkeypatch.setattr("worker.held._private", lambda path, flags: os.open(full, os.O_WRONLY))
     assert not held.keep_image(uuid4(), BODY)
-    assert not held.keep_latents(job_id, Latents(3, BODY))
+    assert not held.keep_latents(job_id, 0, Latents(3, BODY))
     assert not held.keep_image(job_id, b"newer")
     assert held.image(job_id) == BODY
     assert [os.strerror(errno.ENOSPC) in line for line in caplog.messages] == [True]
@@ -112,7 +137,7 @@ def test_a_folder_that_cannot_be_made_or_is_gone_is_said_and_nothing_raises(
     held.open()
     assert not held.keep_image(job_id, BODY)
     assert held.image(job_id) is None
-    assert held.latents(job_id) is None
+    assert held.latents(job_id, 0) is None
     held.drop(job_id)
     assert caplog.messages
 

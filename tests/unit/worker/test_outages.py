@@ -80,3 +80,15 @@ def test_an_error_of_the_programs_own_tells_nothing_of_the_server(outages: Outag
     with pytest.raises(KeyError), outages.watching("S3"):
         raise KeyError
     assert outages.away("S3")
+
+
+def test_an_answer_that_proves_nothing_ends_no_outage_and_a_failure_begins_one(outages: Outages) -> None:
+    with pytest.raises(Unavailable), outages.watching("S3", proving=False):
+        raise Unavailable("S3", "503 on GetObject")
+    with outages.watching("S3", proving=False):
+        pass
+    with pytest.raises(NotFound), outages.watching("S3", proving=False):
+        raise NotFound("object", "key")
+    assert outages.away("S3")
+    succeed(outages)
+    assert not outages.away("S3")

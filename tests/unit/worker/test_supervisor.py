@@ -5,6 +5,7 @@ import pytest
 from producer.jobs.errors import SettingsError
 from producer.jobs.settings import Settings
 from worker import supervisor
+from worker.stopping import LAST_ACTS_S
 from worker.supervisor import Restarts, places
 
 
@@ -103,6 +104,7 @@ def test_more_ports_than_there_are_is_told() -> None:
         places(Settings(metrics_port=65535), ["cpu", "cpu"], None)
 
 
-def test_workers_are_killed_only_after_their_own_deadline() -> None:
+def test_a_stop_has_its_times_in_order_and_a_supervisor_waits_for_the_deadlines_last_acts() -> None:
     for settings in (Settings(), Settings(grace_s=600), Settings(time_scale=0.01)):
-        assert supervisor.kill_after_s(settings) > 1.5 * settings.stop_grace_s + 2  # worker.app ends itself then
+        assert settings.stop_grace_s + settings.give_back_s < settings.deadline_s
+        assert settings.deadline_s + LAST_ACTS_S < settings.kill_after_s

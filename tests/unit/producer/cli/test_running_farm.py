@@ -12,7 +12,6 @@ from producer.cli.running_farm import RunningFarm, with_own_address
 from producer.jobs.errors import PortTaken, SettingsError
 from producer.jobs.local import Ended, Processes
 from producer.jobs.settings import Settings
-from worker.supervisor import kill_after_s
 
 
 class RecordedProcesses(Processes):
@@ -69,7 +68,7 @@ def test_the_supervisor_has_longer_to_end_than_it_gives_its_workers(tmp_path: Pa
     processes = RecordedProcesses(tmp_path)
     settings = Settings(grace_s=600)
     RunningFarm(settings, processes, print).start_workers(2)
-    assert processes.graces_s == [pytest.approx(kill_after_s(settings) + 5)]
+    assert processes.graces_s == [pytest.approx(settings.kill_after_s + 5)]
 
 
 @pytest.mark.parametrize(("name", "returncode"), [("workers", 2), ("workers", -9), ("api", 3), ("redis", 0)])
