@@ -20,12 +20,13 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from queue import Empty, Full, Queue, SimpleQueue
 
 from producer.jobs.errors import SettingsError
+from producer.jobs.restarts import Restarts
 from producer.jobs.settings import PORT_MAX, Settings, load_settings
 from worker.stopping import ECHO_S, SIGNALS
 
@@ -36,10 +37,6 @@ MOST_REFUSALS = 3
 """Starts in a row that end with exit code 2: a hub or a device's memory that is not there for a moment looks alike."""
 EXIT_KILLED = 75
 """Workers had to be killed at the end; 75 is also what a worker ends with that is over its own deadline."""
-FIRST_PAUSE_S = 1.0
-LONGEST_PAUSE_S = 30.0
-LIVED_S = 60.0
-"""A worker that ran for this long is started again as if it had never ended before."""
 LOOK_S = 0.1
 MOST_LINES = 50_000
 """That wait for a reader of the error output; more are dropped."""
@@ -48,35 +45,6 @@ LAST_WORDS_S = 1.0
 """What a process that ended may have left in its pipe is read within this time."""
 WORKER = (sys.executable, "-m", "worker.app")
 COUNT_GPUS = "import torch; print(torch.cuda.device_count())"
-
-
-class Restarts:
-    """When each worker that ended is started again: soon, and later each time that it ends at once."""
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._started: dict[str, float] = {}
-        self._pauses: dict[str, float] = {}
-        self._due: dict[str, float] = {}
-
-    def started(self, name: str) -> None:
-        """Note that the worker runs from now on."""
-        self._started[name] = self._clock()
-        self._due.pop(name, None)
-
-    def ended(self, name: str) -> float:
-        """Note that the worker has ended; returns the seconds until it is due."""
-        now = self._clock()
-        quick = now - self._started.get(name, now) < LIVED_S
-        before = self._pauses.get(name) if quick else None
-        pause_s = FIRST_PAUSE_S if before is None else min(2 * before, LONGEST_PAUSE_S)
-        self._pauses[name] = pause_s
-        self._due[name] = now + pause_s
-        return pause_s
-
-    def due(self) -> list[str]:
-        """The workers whose pause is over."""
-        return [name for name, at in self._due.items() if at <= self._clock()]
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ Everything here speaks to this farm's own API, whatever other farm OVIS_API_URL 
 """
 
 import re
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -15,10 +16,13 @@ from producer.api.server import listen
 from producer.client import Client
 from producer.jobs import schema
 from producer.jobs.errors import SettingsError
-from producer.jobs.local import Processes, local_servers
+from producer.jobs.local import Ended, Processes, local_servers
+from producer.jobs.restarts import Restarts
 from producer.jobs.settings import Settings
 
 START_S = 120.0
+EXIT_SETTINGS = 2
+"""What a part ends with when a person must change something first: starting it again would not help."""
 WORKERS = "workers"
 SUPERVISOR = re.compile(r"[\d-]+ [\d:,]+ ERROR supervisor: (.+)")
 """A line of the workers' log in which their supervisor says that one has ended, how, and when it starts again."""
@@ -32,6 +36,7 @@ class RunningFarm:
         self._processes = processes
         self._say = say
         self._log_read_bytes = 0
+        self._restarts = Restarts()
         self._environment = {
             "OVIS_MODEL": settings.model or "tiny",
             "OVIS_DATA_DIR": str(settings.data_dir.resolve()),
@@ -49,13 +54,26 @@ class RunningFarm:
         return self._processes.start(WORKERS, command, self._environment, grace_s=grace_s)
 
     def look_after(self) -> None:
-        """Say which workers ended and start again. Raises: SettingsError, when a part of the farm ended for good."""
+        """Say which workers ended and start again, and start again whatever else ended: servers, API, supervisor.
+
+        Raises: SettingsError, when a part says that a person must change something first.
+        """
         for line in self._new_lines():
             if told := SUPERVISOR.fullmatch(line):
                 self._say(told[1])
-        if ended := self._processes.poll():
-            name, code, log = ended[0].name, ended[0].returncode, ended[0].log_tail
-            raise SettingsError(f"{name} ended with exit code {code}; the end of its log:\n{log}")
+        for ended in self._processes.poll():
+            self._expect(ended)
+        for name in self._restarts.due():
+            self._processes.start_again(name)
+            self._restarts.started(name)
+
+    def _expect(self, ended: Ended) -> None:
+        if ended.returncode == EXIT_SETTINGS:
+            raise SettingsError(f"{ended.name} cannot run; the end of its log:\n{ended.log_tail}")
+        if ended.name == WORKERS:
+            self._log_read_bytes = 0  # the next one writes a new log
+        pause_s = self._restarts.ended(ended.name)
+        self._say(f"{ended.name} {_how(ended)}: starts again in {pause_s:.0f} s")
 
     def _new_lines(self) -> list[str]:
         """The whole lines that were written to the workers' log since the last call."""
@@ -77,6 +95,14 @@ class RunningFarm:
             if time.monotonic() > deadline:
                 raise SettingsError(f"{what} was not ready after {START_S:.0f} s")
             time.sleep(0.1)
+
+
+def _how(ended: Ended) -> str:
+    """How a process ended; its log's last line is a cause only if it ended by itself."""
+    if ended.returncode < 0:
+        return f"was ended by {signal.Signals(-ended.returncode).name}"
+    last = (ended.log_tail.splitlines() or ["its log is empty"])[-1]
+    return f"ended with exit code {ended.returncode} ({last})"
 
 
 @contextmanager

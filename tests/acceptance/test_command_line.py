@@ -202,6 +202,21 @@ def test_a_worker_killed_in_the_middle_of_a_catalogue_costs_no_image(farm: Comma
     assert farm.json("results", batch, "--to", str(tmp_path))["images"] == 16
 
 
+def test_every_part_of_a_farm_that_is_killed_is_started_again_and_no_image_is_lost(
+    farm: CommandLine, tmp_path: Path
+) -> None:
+    rows = "".join(f"banner {n},96,64,6\n" for n in range(16))
+    ended = farm.run("submit", "--file", "-", "--json", stdin=f"prompt,width,height,steps\n{rows}")
+    batch = json.loads(ended.stdout)["id"]
+    registry = Path(farm.environment["OVIS_DATA_DIR"]) / "processes.json"
+    processes = {record["name"]: record["pid"] for record in json.loads(registry.read_text())}
+    assert processes.keys() == {"redis", "postgres", "s3", "api", "workers"}
+    for pid in processes.values():
+        os.kill(pid, signal.SIGKILL)
+    until(lambda: farm.run("wait", batch).returncode == 0, timeout_s=180, pause_s=1)
+    assert farm.json("results", batch, "--to", str(tmp_path))["images"] == 16
+
+
 def test_a_batch_that_was_a_mistake_can_be_cancelled(farm: CommandLine) -> None:
     rows = "oops\n" * 300
     submitted = json.loads(farm.run("submit", "--file", "-", "--json", stdin=f"prompt\n{rows}").stdout)

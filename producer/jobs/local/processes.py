@@ -15,7 +15,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -67,6 +67,7 @@ class Processes:
         self._registry = registry
         self._logs_dir = logs_dir
         self._running: dict[str, tuple[Record, subprocess.Popen[bytes]]] = {}
+        self._starts: dict[str, Callable[[], int]] = {}  # as they were first started, in that order
 
     def start(
         self,
@@ -87,9 +88,14 @@ class Processes:
         child = self._spawn(name, command, env or {})
         record = Record(name, child.pid, psutil.Process(child.pid).create_time(), stop_signal, grace_s)
         self._running[name] = (record, child)
+        self._starts.setdefault(name, lambda: self.start(name, command, env, stop_signal=stop_signal, grace_s=grace_s))
         self._write_registry()
         self._open_gate(child)
         return child.pid
+
+    def start_again(self, name: str) -> int:
+        """Runs a process that has ended as it was run before, and returns its pid."""
+        return self._starts[name]()
 
     def _spawn(self, name: str, command: Sequence[str | Path], env: Mapping[str, str]) -> subprocess.Popen[bytes]:
         with self._fresh_log(name).open("wb") as log:
@@ -126,8 +132,8 @@ class Processes:
         return "\n".join(lines[-TAIL_LINES:])
 
     def running(self) -> list[str]:
-        """The names of the processes in the order they were started, ended ones included until ``poll`` tells."""
-        return list(self._running)
+        """The names of the processes in the order they were first started, ended ones included until ``poll`` tells."""
+        return [name for name in self._starts if name in self._running]
 
     def poll(self) -> list[Ended]:
         """The processes that ended since the last call; what was left of their groups is killed."""

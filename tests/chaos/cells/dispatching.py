@@ -131,8 +131,8 @@ def rubbish(farm: Farm) -> None:
     finished = farm.submit(1)
     farm.until_ended(finished)
     broker = redis.Redis.from_url(farm.settings.require("redis_url"))
-    for queue in LISTS:
-        fault = farm.fault(f"rubbish in {queue}")
+    for queue in LISTS.values():
+        fault = farm.fault(f"rubbish in {queue!r}")
         fault.times = len(RUBBISH)
         for body in RUBBISH:
             broker.lpush(queue, body)

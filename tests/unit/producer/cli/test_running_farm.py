@@ -12,6 +12,7 @@ from producer.cli.running_farm import RunningFarm, with_own_address
 from producer.jobs.errors import PortTaken, SettingsError
 from producer.jobs.local import Ended, Processes
 from producer.jobs.settings import Settings
+from tests.waiting import until
 
 
 class RecordedProcesses(Processes):
@@ -22,6 +23,11 @@ class RecordedProcesses(Processes):
         self.started: list[tuple[str, dict[str, str]]] = []
         self.graces_s: list[float] = []
         self.ended: list[Ended] = []
+        self.again: list[str] = []
+
+    def start_again(self, name: str) -> int:
+        self.again.append(name)
+        return 1
 
     def start(
         self,
@@ -71,12 +77,33 @@ def test_the_supervisor_has_longer_to_end_than_it_gives_its_workers(tmp_path: Pa
     assert processes.graces_s == [pytest.approx(settings.kill_after_s + 5)]
 
 
-@pytest.mark.parametrize(("name", "returncode"), [("workers", 2), ("workers", -9), ("api", 3), ("redis", 0)])
-def test_a_part_that_ended_for_good_ends_the_farm_with_its_log(tmp_path: Path, name: str, returncode: int) -> None:
+@pytest.mark.parametrize("name", ["workers", "api"])
+def test_a_part_that_a_person_must_help_ends_the_farm_with_its_log(tmp_path: Path, name: str) -> None:
     processes = RecordedProcesses(tmp_path)
-    processes.ended = [Ended(name, returncode, "what it said last")]
+    processes.ended = [Ended(name, 2, "what it said last")]
     with pytest.raises(SettingsError, match="what it said last"):
         RunningFarm(Settings(), processes, print).look_after()
+
+
+@pytest.mark.parametrize(
+    ("name", "returncode", "how"),
+    [
+        ("redis", -9, "was ended by SIGKILL"),
+        ("api", 3, "ended with exit code 3 (its last words)"),
+        ("workers", 0, "ended with exit code 0 (its last words)"),
+    ],
+)
+def test_every_other_part_that_ends_is_told_and_started_again(
+    tmp_path: Path, name: str, returncode: int, how: str
+) -> None:
+    processes, said = RecordedProcesses(tmp_path), list[str]()
+    farm = RunningFarm(Settings(), processes, said.append)
+    processes.ended = [Ended(name, returncode, "before\nits last words")]
+    farm.look_after()
+    assert said == [f"{name} {how}: starts again in 1 s"]
+    until(lambda: farm.look_after() or processes.again)
+    farm.look_after()
+    assert processes.again == [name]
 
 
 def test_a_farm_has_its_own_address_though_another_is_set_and_its_children_too(tmp_path: Path) -> None:
