@@ -6,8 +6,8 @@ import json
 import os
 import socket
 import threading
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from uuid import UUID, uuid4
 
 from PIL import Image
@@ -16,6 +16,7 @@ from pydantic import SecretStr
 from pipeline.request import ImageFormat
 from producer.api.server import Server, listen
 from producer.jobs.contract import Claim, Job, Message, Recorded
+from producer.jobs.errors import LostClaim
 from producer.jobs.settings import Settings
 from producer.jobs.storage import Storage, object_key
 from producer.jobs.store import Store
@@ -92,16 +93,25 @@ class Farmhand:
 
     def succeed(self, job: Job, picture: Image.Image | None = None) -> bytes:
         """Let the job succeed; returns its image file."""
-        claim = self.claim(job)
         body = _png(picture or Image.new("RGB", (job.request.width, job.request.height), "teal"))
-        key = object_key(job.batch_id, job.id, claim.claim, ImageFormat.PNG)
-        self.storage.put(key, body, ImageFormat.PNG.media_type)
-        self.store.record(claim, _recorded(job, key, body))
+
+        def record(claim: Claim) -> None:
+            key = object_key(job.batch_id, job.id, claim.claim, ImageFormat.PNG)
+            self.storage.put(key, body, ImageFormat.PNG.media_type)
+            self.store.record(claim, _recorded(job, key, body))
+
+        self._end(job, record)
         return body
 
     def fail(self, job: Job, message: str = "the prompt has 300 tokens: 246 at most", code: str = "invalid") -> None:
         """Let the job fail for good."""
-        self.store.fail(self.claim(job), code, message)
+        self._end(job, lambda claim: self.store.fail(claim, code, message))
+
+    def _end(self, job: Job, write: Callable[[Claim], None]) -> None:
+        """Claim the job and end it: again, if a dispatcher took the claim from one who does not beat meanwhile."""
+        while not self.store.job(job.id).state.terminal:
+            with suppress(LostClaim):
+                write(self.claim(self.store.job(job.id)))
 
 
 def _png(picture: Image.Image) -> bytes:
