@@ -81,6 +81,7 @@ class _Picture:
     drawing_s: float = 0.0
     encoding_s: float = 0.0
     held: bool = False  # on this host's disk too
+    recorded: bool = False  # in its row: the copy on the disk is needless
 
 
 class Executor:
@@ -140,7 +141,7 @@ class Executor:
         """
         for message, picture in list(self._unrecorded.items()):
             self._hold(message.job_id, picture)
-            if message not in self._unrecorded:  # recorded meanwhile
+            if picture.recorded:  # meanwhile; one that left because its worker's time is over stays
                 self._held.drop(message.job_id)
 
     def execute(self, message: Message) -> None:
@@ -285,6 +286,7 @@ class Executor:
             warnings=request.warnings(),
         )
         self._persist(claim, "Postgres", lambda: self._store.record(claim, recorded), picture=picture)
+        picture.recorded = True
         self._metrics.ended(Outcome.SUCCEEDED)
 
     def _forget(self, claim: Claim) -> None:

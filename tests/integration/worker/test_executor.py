@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -293,6 +294,28 @@ def test_a_drawn_image_can_be_held_while_its_upload_hangs(
     check(store, storage, job)
     workshop.worker._executor.hold_drawn()
     assert workshop.worker._held.image(job.id) is None
+
+
+def test_an_image_stays_held_whose_thread_gives_up_while_it_is_being_held(
+    store: Store, behind_bucket_gate: Workshops, bucket_gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workshop, job = behind_bucket_gate(checkpoint_steps=0), submit(store)
+    executor, held = workshop.worker._executor, workshop.worker._held
+    with bucket_gate.full():
+        ended = workshop.take(job)
+        until(lambda: held.image(job.id))
+        hold = executor._hold
+
+        def hold_slowly(*args: Any) -> None:
+            hold(*args)
+            if threading.current_thread() is threading.main_thread():
+                executor.give_up(endings_s=4)
+                ended.result(10)
+
+        monkeypatch.setattr(executor, "_hold", hold_slowly)
+        executor.hold_drawn()
+        assert store.job(job.id).state is State.QUEUED
+        assert held.image(job.id) is not None
 
 
 def test_what_is_drawn_after_the_worker_was_told_to_stop_is_held_before_it_is_stored(
