@@ -7,8 +7,8 @@ hand, from the settings.
 from alembic import context
 from sqlalchemy import text
 
+from producer.jobs.postgres import connect
 from producer.jobs.settings import load_settings
-from producer.jobs.store import connect
 from producer.jobs.table import metadata
 
 LOCK = 0x0715  # any number; taken by nobody else in this database

@@ -20,7 +20,7 @@ DEFAULT_TENANT = "default"
 
 
 class State(StrEnum):
-    """Where a job is. Nothing leaves a terminal state."""
+    """Where a job is. Nothing leaves a terminal state, but what a person retries."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -40,6 +40,10 @@ TRANSITIONS: dict[State, frozenset[State]] = {
     State.FAILED: frozenset(),
     State.CANCELLED: frozenset(),
 }
+
+
+RETRIED = frozenset({State.FAILED, State.CANCELLED})
+"""What a person may send back to the queue: the one way out of a terminal state."""
 
 
 class Outcome(StrEnum):
@@ -133,6 +137,17 @@ class SubmissionKey:
 
 
 @dataclass(frozen=True)
+class Rejection:
+    """A line of the input that became no job: where it stood, what it held, and what is wrong with it."""
+
+    line: int
+    source: dict[str, Any]
+    code: str
+    message: str
+    field: str | None = None
+
+
+@dataclass(frozen=True)
 class Fence:
     """What every write of a claim's end must match."""
 
@@ -204,6 +219,18 @@ class Submission(ImageRequest):
         ).seeded()
 
 
+@dataclass(frozen=True)
+class Entry:
+    """A submission out of an input of many: the line that asked for it, from 1, and what else that line held.
+
+    ``source`` is given back with the results: a spreadsheet's own columns, or a ``custom_id``.
+    """
+
+    submission: Submission
+    line: int
+    source: dict[str, Any]
+
+
 class Job(BaseModel):
     """A job as its row says it is."""
 
@@ -213,6 +240,8 @@ class Job(BaseModel):
     tenant: str
     batch_id: UUID | None
     position: int
+    line: int | None = Field(description="Of the input that it came with, from 1.")
+    source: dict[str, Any] | None = Field(description="What that line held.")
     name: str | None
     priority: Priority
     state: State
@@ -225,6 +254,8 @@ class Job(BaseModel):
     error_code: str | None
     error_message: str | None
     object_key: str | None
+    copy_of: UUID | None = Field(description="The job that drew the image, if it was there already.")
+    preview_key: str | None
     sha256: str | None
     size_bytes: int | None
     width_px: int | None
@@ -253,7 +284,14 @@ class Batch(BaseModel):
     name: str
     weight: float = Field(description="Of its share beside the tenant's other batches.")
     created_at: datetime
+    paused: bool
+    cancelled_at: datetime | None = Field(description="When somebody cancelled it.")
+    finished_at: datetime | None = Field(description="When the last of its jobs ended.")
+    file_id: str | None = Field(description="The uploaded file that it was read from.")
+    metadata: dict[str, str]
+    refused: list[dict[str, Any]] = Field(description="Why the whole input was refused, line by line; then no job is.")
     jobs: int
+    rejected: int = Field(description="Lines of the input that became no job.")
     counts: dict[State, int]
 
     @property
@@ -270,12 +308,16 @@ class Batch(BaseModel):
 
 
 class Tenant(BaseModel):
-    """Somebody whose jobs share the farm with others' by weight."""
+    """Somebody whose jobs share the farm with others' by weight, within limits."""
 
     model_config = ConfigDict(frozen=True)
 
     name: str
     weight: float
+    max_queued: int | None = Field(default=None, description="Jobs that may wait; null: no limit.")
+    max_a_day: int | None = Field(default=None, description="Jobs that may be submitted in 24 hours; null: no limit.")
+    max_running: int | None = Field(default=None, description="Images drawn at the same time; null: no limit.")
+    max_requests_s: float | None = Field(default=None, description="Requests a second to the API; null: no limit.")
 
 
 class Worker(BaseModel):

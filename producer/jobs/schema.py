@@ -8,7 +8,8 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 
 from producer.jobs.errors import SchemaMismatch
-from producer.jobs.store import Store, reaching
+from producer.jobs.postgres import reaching
+from producer.jobs.store import Store
 
 MIGRATIONS = Path(__file__).parents[2] / "migrations"
 

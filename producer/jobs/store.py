@@ -1,4 +1,5 @@
-"""Every SQL statement of the system; no other file has any.
+"""The jobs' way in SQL, from submission to record. Other nouns of the farm have files of their own beside this one;
+SQL stands in no other folder.
 
 Invariants that the statements keep, whoever calls them and whatever dies in between:
 
@@ -14,6 +15,7 @@ then stand though its answer was lost: asked again it looks like a duplicate, an
 (``worker.lease``) gives the job back.
 """
 
+import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,14 +24,15 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import psycopg
-from sqlalchemy import Connection, Engine, create_engine, make_url, text
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
+from psycopg.types.json import Json
+from sqlalchemy import Connection, text
 
 from producer.jobs.contract import (
     DEFAULT_TENANT,
+    RETRIED,
     Batch,
     Claim,
+    Entry,
     Farm,
     Fence,
     Job,
@@ -40,6 +43,7 @@ from producer.jobs.contract import (
     Outgoing,
     Priority,
     Recorded,
+    Rejection,
     State,
     Submission,
     SubmissionKey,
@@ -47,94 +51,32 @@ from producer.jobs.contract import (
     Window,
     Worker,
 )
-from producer.jobs.errors import IllegalTransition, KeyReused, LostClaim, NotFound, Unavailable
+from producer.jobs.errors import IllegalTransition, KeyReused, LostClaim, NotFound
+from producer.jobs.postgres import Database, as_owner, reaching
 from producer.jobs.table import jobs as jobs_table
 
 CHANNEL = "ovis_jobs"
 """Notified by every commit that queues a job."""
 
-CONNECT_ARGS: dict[str, Any] = {
-    "connect_timeout": 5,
-    "application_name": "ovis-batch",
-    "keepalives_idle": 10,
-    "keepalives_interval": 3,
-    "keepalives_count": 3,
-    "tcp_user_timeout": 15_000,  # ms; keepalives say nothing while what was sent is not acknowledged
-    # A frozen process must not hold a row for ever.
-    "options": "-c timezone=UTC -c idle_in_transaction_session_timeout=10s -c statement_timeout=60s"
-    " -c tcp_keepalives_idle=10 -c tcp_keepalives_interval=3 -c tcp_keepalives_count=3",
-}
-
-
-def connect(database_url: str, *, connections: int = 5, ping: bool = True) -> Engine:
-    """A pool on the database. Connects on first use, with psycopg 3 whatever the address's scheme says.
-
-    ``ping`` asks each connection whether it lives before it is used: a round trip that a caller who tries again
-    anyway can do without.
-    """
-    url = make_url(database_url).set(drivername="postgresql+psycopg")
-    return create_engine(
-        url, pool_size=connections, max_overflow=0, pool_timeout=10, pool_pre_ping=ping, connect_args=CONNECT_ARGS
-    )
-
-
-AWAY = ("08", "25", "53", "57", "58")
-"""Classes of SQLSTATE that pass by themselves and are no OperationalError for psycopg: no connection, a standby or a
-broken transaction, no resources, an operator's doing, the system's fault."""
-
-
-@contextmanager
-def reaching(dependency: str) -> Iterator[None]:
-    """Turns the ways in which Postgres can be away into ``Unavailable``."""
-    try:
-        yield
-    except PoolTimeout as error:
-        raise Unavailable(dependency, _first_line(error)) from error
-    except DBAPIError as error:
-        if error.connection_invalidated or _away(error.orig):
-            raise Unavailable(dependency, _first_line(error)) from error
-        raise
-    except psycopg.Error as error:
-        if _away(error):
-            raise Unavailable(dependency, _first_line(error)) from error
-        raise
-
-
-def _away(error: BaseException | None) -> bool:
-    if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
-        return True
-    return isinstance(error, psycopg.Error) and (error.sqlstate or "").startswith(AWAY)
-
-
-def _first_line(error: Exception) -> str:
-    original = getattr(error, "orig", None) or error
-    return str(original).strip().splitlines()[0] if str(original).strip() else type(original).__name__
-
 
 class Store:
     """The farm's Postgres, as producers, dispatcher and workers use it. Safe to share between threads."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._autocommitting = engine.execution_options(isolation_level="AUTOCOMMIT")
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self._begin = database.begin
+        self._single = database.single
 
     @classmethod
     def at(cls, database_url: str, *, connections: int = 5, ping: bool = True) -> "Store":
-        return cls(connect(database_url, connections=connections, ping=ping))
+        return cls(Database.at(database_url, connections=connections, ping=ping))
+
+    def of(self, tenant: str) -> "Store":
+        """The same, for which no other tenant's jobs are there."""
+        return Store(self.database.of(tenant))
 
     def close(self) -> None:
-        self._engine.dispose()
-
-    @contextmanager
-    def _begin(self) -> Iterator[Connection]:
-        with reaching("Postgres"), self._engine.begin() as connection:
-            yield connection
-
-    @contextmanager
-    def _single(self) -> Iterator[Connection]:
-        """For one statement, which is its own transaction: one round trip instead of three."""
-        with reaching("Postgres"), self._autocommitting.connect() as connection:
-            yield connection
+        self.database.close()
 
     def ping(self) -> None:
         """Return if Postgres answers."""
@@ -158,8 +100,14 @@ class Store:
         max_failures: int,
         tenant: str = DEFAULT_TENANT,
         key: SubmissionKey | None = None,
+        deduplicate: bool = False,
     ) -> Job:
-        """Insert one job, alone. A ``key`` that came before gives the job of then. Raises: KeyReused."""
+        """Insert one job, alone. A ``key`` that came before gives the job of then. Raises: KeyReused.
+
+        ``deduplicate``: if the tenant has the very image already, its job is the answer, and nothing is inserted.
+        """
+        if deduplicate and (drawn := self._drawn(submission, tenant)):
+            return self.job(drawn)
         job_id = uuid4()
         with self._begin() as connection:
             earlier = _earlier(connection, tenant, key, job_id=job_id)
@@ -169,34 +117,71 @@ class Store:
                 _notify(connection)
         return self.job(job_id if earlier is None else earlier.job_id)
 
+    def _drawn(self, submission: Submission, tenant: str) -> UUID | None:
+        """The job that drew this very image with a model that the farm has now. One without a seed is drawn anew."""
+        if submission.seed is None:
+            return None
+        values = {"tenant": tenant, "fingerprint": _fingerprint(submission.request().model_dump_json())}
+        with self._single() as connection:
+            found: UUID | None = connection.execute(_DRAWN, values).scalar()
+        return found
+
     def submit_batch(
         self,
         name: str,
-        submissions: Iterable[Submission],
+        entries: Iterable[Submission | Entry | Rejection],
         *,
         max_failures: int,
         tenant: str = DEFAULT_TENANT,
         weight: float = 1.0,
         key: SubmissionKey | None = None,
+        deduplicate: bool = False,
+        file_id: str | None = None,
+        metadata: Mapping[str, str] | None = None,
     ) -> Batch:
         """Insert a batch and its jobs in one transaction: all of them or none.
 
-        ``submissions`` is read once, row by row, so it may be a generator over a large file; an exception that it
-        raises undoes everything and passes on. A ``key`` that came before gives the batch of then, and reads nothing.
-        Raises: KeyReused.
+        ``entries`` is read once, row by row, so it may be a generator over a large file; an exception that it raises
+        undoes everything and passes on. Rejections are held in memory until the jobs are in. A ``key`` that came
+        before gives the batch of then, and reads nothing. Raises: KeyReused.
+
+        ``deduplicate``: what the tenant has drawn already is not drawn again; such jobs have succeeded at once, with
+        the image of the other (``Job.copy_of``).
         """
         batch_id = uuid4()
         with self._begin() as connection:
             earlier = _earlier(connection, tenant, key, batch_id=batch_id)
             if earlier is None:
                 connection.execute(text("SET LOCAL statement_timeout = 0"))
-                batch = {"id": batch_id, "tenant": tenant, "name": name, "weight": weight}
-                connection.execute(_INSERT_BATCH, batch)
+                batch = {"id": batch_id, "tenant": tenant, "name": name, "weight": weight, "file": file_id}
+                connection.execute(_INSERT_BATCH, batch | {"metadata": Json(dict(metadata or {}))})
                 lanes = _batch_lanes(connection, tenant, batch_id)
-                count = _copy_jobs(connection, _Destination(tenant, batch_id, lanes, max_failures), submissions)
-                connection.execute(_COMPLETE_BATCH, {"id": batch_id, "jobs": count})
+                rejections: list[Rejection] = []
+                good = _good(entries, rejections)
+                count = _copy_jobs(connection, _Destination(tenant, batch_id, lanes, max_failures), good)
+                _insert_rejections(connection, tenant, batch_id, rejections)
+                connection.execute(_COMPLETE_BATCH, {"id": batch_id, "jobs": count, "rejected": len(rejections)})
+                if deduplicate:
+                    connection.execute(_SHARE_DRAWN, {"batch": batch_id, "tenant": tenant})
                 _notify(connection)
         return self.batch(batch_id if earlier is None else earlier.batch_id)
+
+    def refuse_batch(
+        self,
+        name: str,
+        refused: Sequence[Mapping[str, Any]],
+        *,
+        tenant: str = DEFAULT_TENANT,
+        file_id: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> Batch:
+        """Insert a batch that holds no job, and why: its whole input was refused."""
+        batch_id = uuid4()
+        batch = {"id": batch_id, "tenant": tenant, "name": name, "weight": 1.0, "file": file_id}
+        values = batch | {"metadata": Json(dict(metadata or {})), "refused": Json([dict(fault) for fault in refused])}
+        with self._begin() as connection:
+            connection.execute(_REFUSE_BATCH, values)
+        return self.batch(batch_id)
 
     # Reading.
 
@@ -315,6 +300,18 @@ class Store:
             rows = connection.execute(text("SELECT name, weight FROM tenants ORDER BY name")).mappings()
             return [Tenant(**row) for row in rows]
 
+    def rejections(self, batch_id: UUID, *, after: int = 0, limit: int = 1000) -> list[Rejection]:
+        """The lines of the batch's input that became no job, in their order, behind line ``after``."""
+        statement = text(
+            """
+            SELECT line, source, code, message, field FROM rejections
+            WHERE batch_id = :batch AND line > :after ORDER BY line LIMIT :limit
+            """
+        )
+        with self._begin() as connection:
+            rows = connection.execute(statement, {"batch": batch_id, "after": after, "limit": limit}).mappings()
+            return [Rejection(**row) for row in rows]
+
     # A person's steps.
 
     def set_tenant_weight(self, name: str, weight: float) -> Tenant:
@@ -341,7 +338,73 @@ class Store:
         with self._begin() as connection:
             connection.execute(text("SET LOCAL statement_timeout = 0"))
             connection.execute(_CANCEL, {"job": None, "batch": batch_id})
+            connection.execute(_NOTE_CANCEL, {"batch": batch_id})
         return self.batch(batch_id)
+
+    def retry_job(self, job_id: UUID) -> Job:
+        """Send a failed or cancelled job back to the queue, its failures forgiven. Raises: NotFound,
+        IllegalTransition: it has succeeded."""
+        with self._begin() as connection:
+            connection.execute(_RETRY, {"job": job_id, "batch": None, "states": list(RETRIED)})
+            _notify(connection)
+        job = self.job(job_id)
+        if job.state is State.SUCCEEDED:
+            raise IllegalTransition(job_id, job.state, State.QUEUED)
+        return job
+
+    def retry_batch(self, batch_id: UUID, states: Iterable[State] = (State.FAILED,)) -> Batch:
+        """Send those of the batch's jobs that ended so back to the queue. ``states`` are of ``contract.RETRIED``.
+        Raises: NotFound."""
+        wanted = sorted(RETRIED & set(states))
+        with self._begin() as connection:
+            connection.execute(text("SET LOCAL statement_timeout = 0"))
+            connection.execute(_RETRY, {"job": None, "batch": batch_id, "states": wanted})
+            _notify(connection)
+        return self.batch(batch_id)
+
+    def pause_batch(self, batch_id: UUID, *, paused: bool) -> Batch:
+        """Claim nothing more of the batch, or claim again; what is being drawn is drawn. Raises: NotFound."""
+        statement = text("UPDATE batches SET paused = :paused WHERE id = :id")
+        with self._begin() as connection:
+            connection.execute(statement, {"id": batch_id, "paused": paused})
+            _notify(connection)
+        return self.batch(batch_id)
+
+    def prioritise_batch(self, batch_id: UUID, priority: Priority) -> Batch:
+        """Give all of the batch that has not ended another priority. Raises: NotFound."""
+        with self._begin() as connection:
+            connection.execute(text("SET LOCAL statement_timeout = 0"))
+            connection.execute(_PRIORITISE, {"batch": batch_id, "priority": priority.rank})
+            _notify(connection)
+        return self.batch(batch_id)
+
+    def delete_batch(self, batch_id: UUID) -> None:
+        """Delete the batch with its jobs and history; its images go with the next sweep. Raises: NotFound."""
+        with self._begin() as connection:
+            connection.execute(text("SET LOCAL statement_timeout = 0"))
+            if connection.execute(_DELETE_BATCH, {"batch": batch_id}).scalar() is None:
+                raise NotFound("batch", batch_id)
+
+    def deletions(self, *, after_s: float) -> list[tuple[int, list[str]]]:
+        """What is to be deleted from the bucket: the beginnings of keys, of rows that went ``after_s`` seconds ago or
+        earlier, so that no worker still writes there."""
+        statement = text(
+            "SELECT id, prefixes FROM deletions WHERE deleted_at < now() - make_interval(secs => :after) ORDER BY id"
+        )
+        with self._single() as connection:
+            return [(row.id, row.prefixes) for row in connection.execute(statement, {"after": after_s})]
+
+    def deletable(self, keys: Sequence[str]) -> list[str]:
+        """Of these object keys, those that are no other job's image too (``Job.copy_of``)."""
+        statement = text("SELECT object_key FROM jobs WHERE copy_of IS NOT NULL AND object_key = ANY(:keys)")
+        with self._single() as connection:
+            kept = {row.object_key for row in connection.execute(statement, {"keys": list(keys)})}
+        return [key for key in keys if key not in kept]
+
+    def deleted(self, deletion: int) -> None:
+        """All of it is gone from the bucket."""
+        with self._single() as connection:
+            connection.execute(text("DELETE FROM deletions WHERE id = :id"), {"id": deletion})
 
     # A worker's steps, in the order of a job's way.
 
@@ -548,16 +611,14 @@ class Store:
     @contextmanager
     def listening(self) -> Iterator["Listener"]:
         """A connection of its own that wakes up when a job is queued."""
-        url = self._engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
-        with reaching("Postgres"), psycopg.connect(url, autocommit=True, **CONNECT_ARGS) as connection:
-            connection.execute(f"LISTEN {CHANNEL}")
+        with self.database.listening(CHANNEL) as connection:
             yield Listener(connection)
 
 
 class Listener:
     """Waits for a commit that queues a job."""
 
-    def __init__(self, connection: "psycopg.Connection[Any]") -> None:
+    def __init__(self, connection: psycopg.Connection[Any]) -> None:
         self._connection = connection
 
     def wait(self, timeout_s: float) -> bool:
@@ -629,17 +690,46 @@ class _Destination:
     max_failures: int
 
 
+def _good(
+    entries: Iterable[Submission | Entry | Rejection], rejections: list[Rejection]
+) -> Iterator[Submission | Entry]:
+    """The jobs to be, while the others gather in ``rejections``."""
+    for entry in entries:
+        if isinstance(entry, Rejection):
+            rejections.append(entry)
+        else:
+            yield entry
+
+
+def _insert_rejections(connection: Connection, tenant: str, batch_id: UUID, rejections: Sequence[Rejection]) -> None:
+    if rejections:
+        rows = [
+            {"tenant": tenant, "batch": batch_id, **vars(rejection), "source": Json(rejection.source)}
+            for rejection in rejections
+        ]
+        connection.execute(_INSERT_REJECTION, rows)
+
+
+def _fingerprint(request_json: str) -> bytes:
+    """By which equal requests with equal seeds are found."""
+    return hashlib.sha256(request_json.encode()).digest()
+
+
 def _copy_jobs(
-    connection: Connection, to: _Destination, submissions: Iterable[Submission], ids: Sequence[UUID] | None = None
+    connection: Connection,
+    to: _Destination,
+    entries: Iterable[Submission | Entry],
+    ids: Sequence[UUID] | None = None,
 ) -> int:
-    """Insert the submissions through COPY, the fastest way in; returns how many there were."""
+    """Insert the jobs through COPY, the fastest way in; returns how many there were."""
     count = 0
-    cursor = connection.connection.cursor()
-    with cursor.copy(
-        "COPY jobs (id, tenant, batch_id, lane_id, position, name, priority, work, request, max_failures) FROM STDIN"
-    ) as copy:
-        for count, submission in enumerate(submissions, start=1):
+    with as_owner(connection), connection.connection.cursor().copy(_COPY_JOBS) as copy:
+        for count, entry in enumerate(entries, start=1):
+            submission, line, source = (
+                (entry.submission, entry.line, entry.source) if isinstance(entry, Entry) else (entry, None, None)
+            )
             request = submission.request()
+            request_json = request.model_dump_json()
             copy.write_row(
                 (
                     ids[count - 1] if ids else uuid4(),
@@ -647,19 +737,77 @@ def _copy_jobs(
                     to.batch_id,
                     to.lanes[submission.priority],
                     count - 1,
+                    line,
+                    None if source is None else Json(source),
                     submission.name,
                     submission.priority.rank,
                     request.work,
-                    request.model_dump_json(),
+                    request_json,
+                    _fingerprint(request_json),
                     to.max_failures,
                 )
             )
     return count
 
 
-_INSERT_BATCH = text("INSERT INTO batches (id, tenant, name, weight) VALUES (:id, :tenant, :name, :weight)")
+_COPY_JOBS = """
+    COPY jobs (id, tenant, batch_id, lane_id, position, line, source, name, priority, work, request, fingerprint,
+               max_failures) FROM STDIN
+"""
 
-_COMPLETE_BATCH = text("UPDATE batches SET jobs = :jobs WHERE id = :id")
+_INSERT_BATCH = text(
+    """
+    INSERT INTO batches (id, tenant, name, weight, file_id, metadata)
+    VALUES (:id, :tenant, :name, :weight, :file, :metadata)
+    """
+)
+
+_REFUSE_BATCH = text(
+    """
+    INSERT INTO batches (id, tenant, name, weight, file_id, metadata, refused, finished_at)
+    VALUES (:id, :tenant, :name, :weight, :file, :metadata, :refused, now())
+    """
+)
+
+_INSERT_REJECTION = text(
+    """
+    INSERT INTO rejections (batch_id, line, tenant, source, code, message, field)
+    VALUES (:batch, :line, :tenant, :source, :code, :message, :field)
+    """
+)
+
+_MODELS_NOW = """
+    SELECT model, revision FROM workers WHERE stopped_at IS NULL AND heartbeat_at > now() - interval '1 minute'
+    UNION (SELECT model, revision FROM workers ORDER BY heartbeat_at DESC LIMIT 1)
+"""
+"""What the farm draws with: the models of the workers that live, and that of the one seen last."""
+
+_DRAWN = text(
+    f"""
+    SELECT jobs.id FROM jobs JOIN workers ON workers.id = jobs.worker_id
+    WHERE jobs.fingerprint = :fingerprint AND jobs.state = 'succeeded' AND jobs.tenant = :tenant
+      AND (workers.model, workers.revision) IN ({_MODELS_NOW})
+    LIMIT 1
+    """
+)
+
+_SHARE_DRAWN = text(
+    f"""
+    UPDATE jobs SET state = 'succeeded', finished_at = now(), copy_of = drawn.id, worker_id = drawn.worker_id,
+        object_key = drawn.object_key, sha256 = drawn.sha256, size_bytes = drawn.size_bytes,
+        width_px = drawn.width_px, height_px = drawn.height_px, format = drawn.format, warnings = drawn.warnings
+    FROM (
+        SELECT DISTINCT ON (fingerprint) before.* FROM jobs AS before
+        JOIN workers ON workers.id = before.worker_id
+        WHERE before.state = 'succeeded' AND before.tenant = :tenant AND before.fingerprint IN (
+                  SELECT fingerprint FROM jobs WHERE batch_id = :batch)
+          AND (workers.model, workers.revision) IN ({_MODELS_NOW})
+    ) AS drawn
+    WHERE jobs.batch_id = :batch AND jobs.state = 'queued' AND jobs.fingerprint = drawn.fingerprint
+    """
+)
+
+_COMPLETE_BATCH = text("UPDATE batches SET jobs = :jobs, rejected = :rejected WHERE id = :id")
 
 _KEEP_KEY = text(
     """
@@ -697,7 +845,8 @@ def _job(row: Any) -> Job:
 def _batches(connection: Connection, which: str, values: dict[str, Any]) -> list[Batch]:
     statement = text(
         f"""
-        SELECT b.id, b.tenant, b.name, b.weight, b.created_at, b.jobs,
+        SELECT b.id, b.tenant, b.name, b.weight, b.created_at, b.paused, b.cancelled_at, b.finished_at, b.file_id,
+               b.metadata, b.refused, b.jobs, b.rejected,
                (SELECT coalesce(jsonb_object_agg(state, n), '{{}}')
                 FROM (SELECT state, count(*) AS n FROM jobs WHERE batch_id = b.id GROUP BY state) AS s) AS counts
         FROM batches b {which}
@@ -741,6 +890,52 @@ _CANCEL = text(
         WHERE claims.job_id = cancelled.id AND claims.claim = cancelled.claim AND ended_at IS NULL
     )
     DELETE FROM messages USING cancelled WHERE messages.job_id = cancelled.id
+    """
+)
+
+_NOTE_CANCEL = text("UPDATE batches SET cancelled_at = now() WHERE id = :batch AND cancelled_at IS NULL")
+
+_RETRY = text(
+    """
+    WITH again AS (
+        UPDATE jobs SET state = 'queued', failures = 0, suspect = false, drawn_alone = false, not_before = now(),
+                        finished_at = NULL, error_code = NULL, error_message = NULL
+        WHERE (id = :job OR batch_id = :batch) AND state = ANY(:states)
+        RETURNING lane_id, batch_id
+    ), unfinished AS (
+        UPDATE batches SET finished_at = NULL, cancelled_at = NULL WHERE id IN (SELECT batch_id FROM again)
+    )
+    UPDATE lanes SET open = true WHERE id IN (SELECT lane_id FROM again)
+    """
+)
+
+_PRIORITISE = text(
+    f"""
+    WITH lane AS (
+        INSERT INTO lanes (tenant, batch_id, priority, open)
+        SELECT tenant, id, CAST(:priority AS smallint), true FROM batches WHERE id = :batch
+        ON CONFLICT (tenant, coalesce(batch_id, CAST('{UUID(int=0)}' AS uuid)), priority) DO UPDATE SET open = true
+        RETURNING id
+    ), moved AS (
+        UPDATE jobs SET priority = :priority, lane_id = lane.id FROM lane
+        WHERE batch_id = :batch AND state IN ('queued', 'running') AND lane_id <> lane.id
+        RETURNING jobs.id
+    )
+    DELETE FROM messages USING moved WHERE messages.job_id = moved.id
+    """
+)
+
+_DELETE_BATCH = text(
+    """
+    WITH noted AS (
+        INSERT INTO deletions (tenant, prefixes)
+        SELECT tenant, 'images/' || id || '/' || ARRAY(
+            SELECT 'checkpoints/' || jobs.id || '/' FROM jobs
+            WHERE batch_id = :batch AND (checkpoint_key IS NOT NULL OR state = 'running')
+        ) || ARRAY(SELECT 'previews/' || jobs.id || '/' FROM jobs WHERE batch_id = :batch AND previews > 0)
+        FROM batches WHERE id = :batch
+    )
+    DELETE FROM batches WHERE id = :batch RETURNING id
     """
 )
 

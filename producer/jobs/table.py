@@ -20,6 +20,7 @@ from sqlalchemy import (
     Identity,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     SmallInteger,
     Table,
@@ -67,14 +68,39 @@ batches = Table(
         comment="Set in the submitting transaction; never changes.",
     ),
     Column(
+        "rejected",
+        Integer,
+        nullable=False,
+        server_default=text("0"),
+        comment="Lines in rejections; set in the submitting transaction; never changes.",
+    ),
+    Column("file_id", Text, comment="The uploaded file that it was read from; never changes."),
+    Column(
+        "metadata",
+        JSONB,
+        nullable=False,
+        server_default=text("'{}'"),
+        comment="Given by the submitting side; never changes.",
+    ),
+    Column(
+        "refused",
+        JSONB,
+        nullable=False,
+        server_default=text("'[]'"),
+        comment="Why the whole input was refused, so that there are no jobs; never changes.",
+    ),
+    Column(
         "paused",
         Boolean,
         nullable=False,
         server_default=text("false"),
         comment="Changed by a person; no job of a paused batch is claimed.",
     ),
+    _time("cancelled_at", "Set by a person's cancel; cleared by a retry."),
+    _time("finished_at", "Set by the leader when nothing of it is queued or running; cleared by a retry."),
     _time("created_at", "Submission; never changes.", nullable=False, server_default=func.now()),
     Index("batches_created", "created_at"),
+    Index("batches_unfinished", "id", postgresql_where=text("finished_at IS NULL")),
 )
 
 tenants = Table(
@@ -82,7 +108,11 @@ tenants = Table(
     metadata,
     Column("name", Text, primary_key=True, comment="Never changes."),
     Column("weight", Double, nullable=False, comment="Of its share beside other tenants; changed by a person."),
-    comment="Tenants whose weight is not 1: others need no row.",
+    Column("max_queued", Integer, comment="Jobs that may wait; changed by a person; NULL: no limit."),
+    Column("max_a_day", Integer, comment="Jobs submitted in 24 hours; changed by a person; NULL: no limit."),
+    Column("max_running", Integer, comment="Images drawn at once; changed by a person; NULL: no limit."),
+    Column("max_requests_s", Double, comment="Requests a second; changed by a person; NULL: no limit."),
+    comment="Tenants that have a weight or a limit of their own: others need no row.",
 )
 
 lanes = Table(
@@ -141,19 +171,21 @@ jobs = Table(
         server_default=text("0"),
         comment="Row in its batch, from 0; never changes.",
     ),
+    Column("line", Integer, comment="Of the input that it came with, from 1; never changes."),
+    Column("source", JSONB, comment="What that line held beside the request; never changes."),
     Column("name", Text, comment="Name of the output without suffix; never changes."),
     Column(
         "priority",
         SmallInteger,
         nullable=False,
-        comment="Rank of contract.Priority, 0 goes first; given at submission.",
+        comment="Rank of contract.Priority, 0 goes first; changed by a person, together with its lane.",
     ),
     Column("tenant", Text, nullable=False, comment="Whose job it is; never changes."),
     Column(
         "lane_id",
         BigInteger,
         nullable=False,
-        comment="In lanes; never changes. No foreign key: it would be looked up for each row of a bulk submission.",
+        comment="In lanes; changes with the priority. No foreign key: a bulk submission would look it up for each row.",
     ),
     Column(
         "work",
@@ -162,6 +194,14 @@ jobs = Table(
         comment="Megapixel-steps (ImageRequest.work): what fairness counts; never changes.",
     ),
     Column("request", JSONB, nullable=False, comment="pipeline.request.ImageRequest with its seed; never changes."),
+    Column("fingerprint", LargeBinary, comment="SHA-256 of the request with its seed; never changes."),
+    Column(
+        "previews",
+        SmallInteger,
+        nullable=False,
+        server_default=text("0"),
+        comment="Unfinished pictures to be shown on the way; given at submission.",
+    ),
     Column("max_failures", SmallInteger, nullable=False, comment="Given at submission; never changes."),
     _time("created_at", "Submission; never changes.", nullable=False, server_default=func.now()),
     # Where it is.
@@ -219,6 +259,8 @@ jobs = Table(
     Column("error_code", Text, comment="Class of the last failure; cleared by success."),
     Column("error_message", Text, comment="What a person should read of the last failure; cleared by success."),
     Column("object_key", Text, comment="Where the image is in the bucket; set by record."),
+    Column("copy_of", Uuid, comment="The job whose image it shares; set at submission, if that was there already."),
+    Column("preview_key", Text, comment="Where its last preview is; set by preview, cleared by an end."),
     Column("sha256", Text, comment="Of the object, in hex; set by record."),
     Column("size_bytes", Integer, comment="Of the object; set by record."),
     Column("width_px", Integer, comment="Of the image; set by record."),
@@ -243,6 +285,8 @@ jobs = Table(
     Index("jobs_lane", "state", "lane_id", "not_before", "seq"),
     Index("jobs_batch", "batch_id", "position"),
     Index("jobs_finished", "state", "finished_at"),
+    Index("jobs_drawn", "fingerprint", postgresql_where=text("state = 'succeeded'")),
+    Index("jobs_copies", "object_key", postgresql_where=text("copy_of IS NOT NULL")),
 )
 
 claims = Table(
@@ -256,6 +300,29 @@ claims = Table(
     Column("outcome", Text, comment="contract.Outcome; set once, when the claim ends."),
     Column("error", Text, comment="What went wrong, with its traceback where it is of no known class; set once."),
     comment="The history: one row per claim, kept as long as the job.",
+)
+
+rejections = Table(
+    "rejections",
+    metadata,
+    Column("batch_id", Uuid, ForeignKey("batches.id", ondelete="CASCADE"), primary_key=True, comment="Its batch."),
+    Column("line", Integer, primary_key=True, comment="Of the input, from 1."),
+    Column("tenant", Text, nullable=False, comment="Whose batch it is."),
+    Column("source", JSONB, nullable=False, comment="What the line held."),
+    Column("code", Text, nullable=False, comment="What kind of fault it has."),
+    Column("message", Text, nullable=False, comment="What is wrong, in words."),
+    Column("field", Text, comment="Which field, if it is one."),
+    comment="Lines of a batch's input that became no job; written in the submitting transaction; never changed.",
+)
+
+deletions = Table(
+    "deletions",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True, comment="Never changes."),
+    Column("tenant", Text, nullable=False, comment="Whose images they were."),
+    Column("prefixes", ARRAY(Text), nullable=False, comment="Beginnings of the object keys that go; never changes."),
+    _time("deleted_at", "When the rows went; never changes.", nullable=False, server_default=func.now()),
+    comment="What is still to go from the bucket, since its rows went; the sweep removes a row when it has.",
 )
 
 submissions = Table(
@@ -311,6 +378,7 @@ workers = Table(
         server_default=text("'[]'"),
         comment="What it draws: job, step, steps; set by each heartbeat.",
     ),
+    Column("speed", Double, comment="Megapixel-steps a second while it draws; set by each heartbeat; NULL: not known."),
     _time("started_at", "Never changes.", nullable=False, server_default=func.now()),
     _time("heartbeat_at", "Set by each heartbeat.", nullable=False, server_default=func.now()),
     _time("stopped_at", "Set once, by a worker that ends in order."),
@@ -322,4 +390,104 @@ leader = Table(
     Column("post", Text, primary_key=True, comment="What is led: 'dispatcher'."),
     Column("holder", Uuid, nullable=False, comment="The dispatcher that leads; changed by the one that takes over."),
     _time("expires_at", "Renewed every second by the holder.", nullable=False),
+)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", Uuid, primary_key=True, comment="Never changes."),
+    Column("tenant", Text, nullable=False, comment="On whose behalf it asks; never changes."),
+    Column("name", Text, nullable=False, comment="What a person calls it; never changes."),
+    Column("scopes", ARRAY(Text), nullable=False, comment="What it may do: contract.Scope; never changes."),
+    Column("shown", Text, nullable=False, comment="Its first characters, by which a person knows it; never changes."),
+    Column("digest", LargeBinary, nullable=False, unique=True, comment="SHA-256 of the key; never changes."),
+    _time("created_at", "Never changes.", nullable=False, server_default=func.now()),
+    _time("used_at", "When it was last used, to the minute."),
+    _time("revoked_at", "Set once, by a person."),
+    Index("api_keys_tenant", "tenant"),
+    comment="Keys to the API. The key itself is shown once, when it is made, and kept nowhere.",
+)
+
+files = Table(
+    "files",
+    metadata,
+    Column("id", Uuid, primary_key=True, comment="Never changes."),
+    Column("tenant", Text, nullable=False, comment="Whose file it is; never changes."),
+    Column("name", Text, nullable=False, comment="Given by the uploading side; never changes."),
+    Column("purpose", Text, nullable=False, comment="Given by the uploading side; never changes."),
+    Column("size_bytes", BigInteger, nullable=False, comment="Of the object; never changes."),
+    Column("object_key", Text, nullable=False, comment="Where it is in the bucket; never changes."),
+    _time("created_at", "Upload; never changes.", nullable=False, server_default=func.now()),
+    Index("files_tenant", "tenant", "created_at"),
+    comment="Uploaded inputs of batches.",
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True, comment="Never changes."),
+    Column(
+        "transaction",
+        BigInteger,
+        nullable=False,
+        server_default=text("pg_current_xact_id()::text::bigint"),
+        comment="That wrote it: readers wait until it and all before it have ended; never changes.",
+    ),
+    Column("tenant", Text, nullable=False, comment="Whose event it is; never changes."),
+    Column("batch_id", Uuid, comment="Never changes."),
+    Column("job_id", Uuid, comment="Never changes; NULL: of the batch."),
+    Column("kind", Text, nullable=False, comment="contract.EventKind; never changes."),
+    Column("data", JSONB, nullable=False, comment="What it tells; never changes."),
+    _time("at", "Never changes.", nullable=False, server_default=func.now()),
+    Index("events_batch", "batch_id", "id"),
+    Index("events_job", "job_id", "id"),
+    Index("events_at", "at"),
+    comment="What became of jobs and batches, written by triggers in the changing transaction; kept for some days.",
+)
+
+webhooks = Table(
+    "webhooks",
+    metadata,
+    Column("id", Uuid, primary_key=True, comment="Never changes."),
+    Column("tenant", Text, nullable=False, comment="Whose events are sent; never changes."),
+    Column("url", Text, nullable=False, comment="Where they are sent; never changes."),
+    Column("secret", Text, nullable=False, comment="That signs them, as Standard Webhooks writes it; never changes."),
+    Column("kinds", ARRAY(Text), nullable=False, comment="contract.EventKind of what is sent; never changes."),
+    _time("created_at", "Never changes.", nullable=False, server_default=func.now()),
+    _time("disabled_at", "Set by a person or by a 410; cleared by a person."),
+    Index("webhooks_tenant", "tenant"),
+    comment="Addresses that are told of events.",
+)
+
+deliveries = Table(
+    "deliveries",
+    metadata,
+    Column("id", Uuid, primary_key=True, comment="Of the message, the same at each attempt; never changes."),
+    Column("webhook_id", Uuid, ForeignKey("webhooks.id", ondelete="CASCADE"), nullable=False, comment="Never changes."),
+    Column("tenant", Text, nullable=False, comment="Whose event it is; never changes."),
+    Column("kind", Text, nullable=False, comment="contract.EventKind; never changes."),
+    Column("data", JSONB, nullable=False, comment="What it tells; never changes."),
+    _time("created_at", "When it happened; never changes.", nullable=False, server_default=func.now()),
+    Column("attempts", Integer, nullable=False, server_default=text("0"), comment="Raised by each attempt."),
+    _time("next_at", "Of the next attempt; set by each attempt; NULL: none is to come."),
+    _time("delivered_at", "Set by the attempt that was taken."),
+    Column("last_status", Integer, comment="HTTP status of the last attempt; NULL: none came."),
+    Column("last_error", Text, comment="What was wrong with the last attempt; NULL: nothing."),
+    Index("deliveries_due", "next_at", postgresql_where=text("next_at IS NOT NULL")),
+    Index("deliveries_webhook", "webhook_id", "created_at"),
+    comment="Events on their way to webhooks, written with the event; kept for some days.",
+)
+
+answers = Table(
+    "answers",
+    metadata,
+    Column("tenant", Text, primary_key=True, comment="Whose key it is."),
+    Column("key", Text, primary_key=True, comment="The idempotency key as the client gave it."),
+    Column("fingerprint", Text, nullable=False, comment="SHA-256 in hex of what was asked with it; never changes."),
+    Column("status", SmallInteger, comment="HTTP status of the answer; set once; NULL: still at work."),
+    Column("headers", JSONB, comment="Of the answer; set once."),
+    Column("body", LargeBinary, comment="Of the answer; set once."),
+    _time("started_at", "When it was asked; set anew if whoever answered it died.", server_default=func.now()),
+    Index("answers_started", "started_at"),
+    comment="Answers to POSTs that carried an idempotency key; kept for some days.",
 )

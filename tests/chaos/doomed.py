@@ -27,10 +27,11 @@ from pipeline.model import load_model
 from pipeline.request import ImageRequest
 from pipeline.transformer import PackedTransformer
 from producer.jobs.contract import Claim, Fence, Message, Outgoing, Recorded, Submission, SubmissionKey
+from producer.jobs.postgres import connect
 from producer.jobs.queue import Queue
 from producer.jobs.settings import Settings
 from producer.jobs.storage import IMAGES, Storage
-from producer.jobs.store import Store, connect
+from producer.jobs.store import Store
 from tests.blank_worker import BlankEngine
 from worker.app import Drawer
 

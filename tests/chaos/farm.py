@@ -220,7 +220,7 @@ class Farm:
         return int(self.rows(statement, *values)[0]["n"])
 
     def database_url(self) -> str:
-        return self.store._engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
+        return self.store.database._engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
 
     def ended(self, job_ids: Iterable[UUID]) -> bool:
         """Whether all of these are in a terminal state."""

@@ -9,7 +9,8 @@ from producer.jobs import schema
 from producer.jobs.contract import Submission
 from producer.jobs.errors import SchemaMismatch, SettingsError, Unavailable
 from producer.jobs.settings import Settings
-from producer.jobs.store import Store, connect
+from producer.jobs.postgres import connect
+from producer.jobs.store import Store
 from producer.jobs.table import metadata
 
 

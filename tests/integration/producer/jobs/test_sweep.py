@@ -129,7 +129,7 @@ def test_a_claim_that_comes_between_question_and_deletion_loses_nothing(
                 theirs.extend(leave_behind(storage, farmhand.claim(store.job(job.id))))
             return answer
 
-    Sweeper(ClaimedMeanwhile(store._engine), storage, QUICK, leads=lambda: True).walk(threading.Event())
+    Sweeper(ClaimedMeanwhile(store.database), storage, QUICK, leads=lambda: True).walk(threading.Event())
     assert keys_in(storage) == set(theirs)
     assert not keys_in(storage) & set(left)
 
