@@ -27,7 +27,7 @@ from pipeline.model import load_model
 from pipeline.request import ImageRequest
 from pipeline.transformer import PackedTransformer
 from producer.jobs.contract import Claim, Fence, Message, Outgoing, Recorded, Submission, SubmissionKey
-from producer.jobs.postgres import connect
+from producer.jobs.postgres import Database
 from producer.jobs.queue import Queue
 from producer.jobs.settings import Settings
 from producer.jobs.storage import IMAGES, Storage
@@ -109,7 +109,7 @@ class DoomedStore(Store):
 
     @classmethod
     def with_doom(cls, doom: Doom, database_url: str, **options: Any) -> "DoomedStore":
-        store = cls(connect(database_url, **options))
+        store = cls(Database.at(database_url, **options))
         store.doom = doom
         return store
 

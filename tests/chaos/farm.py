@@ -54,7 +54,7 @@ class Fault:
     pid: int | None = None  # of the worker that it ended
     recovered_s: float | None = None
     times: int = 1  # connections, requests, messages that it hit
-    limit_s: float | None = None  # within which it should recover; None: the cell's
+    limit_s: float | None = None  # within which it should recover; None: the cell's; infinite: it was none by itself
 
 
 class Farm:

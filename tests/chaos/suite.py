@@ -1,5 +1,6 @@
 """Runs one cell: its faults, then the same comparison for all."""
 
+import math
 import time
 import traceback
 from collections import Counter
@@ -44,7 +45,9 @@ def run(cell: Cell, servers: Servers, nursery: Nursery, *, long: bool) -> Result
         recorded_twice=len(findings.recorded_twice),
         drawn=drawn,
         redrawn=redrawn,
-        recovery_s=max((fault.recovered_s or 0.0 for fault in under_fire.faults), default=0.0),
+        recovery_s=max(
+            (fault.recovered_s or 0.0 for fault in under_fire.faults if fault.limit_s != math.inf), default=0.0
+        ),
         took_s=time.monotonic() - began,
         problems=problems,
         by_kind=dict(by_kind),

@@ -1,6 +1,7 @@
 """Worker processes that are killed, paused and told to stop."""
 
 import itertools
+import math
 import random
 import time
 from dataclasses import dataclass
@@ -63,6 +64,7 @@ def at_random(farm: Farm) -> None:
         _fire(farm, fire)
         for _ in range(fire.places):
             farm.worker(fire.plan_of(BY_HAND), checkpoint_steps=CHECKPOINT_STEPS)
+        _kill_a_single_one(farm, fire)
         farm.until_ended(timeout_s=300)
         if fire is tiny:
             _expect_little_redrawn(farm)
@@ -119,18 +121,37 @@ def _fire(farm: Farm, fire: Fire) -> None:
             targets.append(Target(worker, point, life_s))
         for target in list(targets):
             if not target.member.alive:
-                farm.died(target.member, f"SIGKILL: {target.point}")
+                fault = farm.died(target.member, f"SIGKILL: {target.point}")
             elif target.is_due():
-                farm.kill(target.member, "SIGKILL: at any moment")
+                fault = farm.kill(target.member, "SIGKILL: at any moment")
             else:
                 continue
+            fault.limit_s = math.inf  # kills and starts of processes take all the cores: no single fault
             targets.remove(target)
             killed += 1
         time.sleep(0.01)
     for target in targets:
-        farm.kill(target.member, "SIGKILL: at any moment")
+        farm.kill(target.member, "SIGKILL: at any moment").limit_s = math.inf
     if submitted < fire.jobs:
         farm.submit(fire.jobs - submitted, steps=fire.steps)
+
+
+def _kill_a_single_one(farm: Farm, fire: Fire) -> None:
+    """When all that the others left has been drawn: the one kill of this cell by which recovery is judged."""
+    until(lambda: not farm.rows("SELECT 1 FROM jobs WHERE suspect AND state IN ('queued', 'running')"), timeout_s=300)
+    worker = farm.worker(fire.plan_of(BY_HAND), checkpoint_steps=CHECKPOINT_STEPS)
+
+    def holds_jobs() -> bool:
+        farm.submit(fire.places, steps=fire.steps)
+        return bool(
+            farm.rows(
+                "SELECT 1 FROM jobs JOIN workers ON workers.id = worker_id WHERE state = 'running' AND pid = %s",
+                worker.process.pid,
+            )
+        )
+
+    until(holds_jobs, pause_s=0.1)
+    farm.kill(worker, "SIGKILL: a single one")
 
 
 def _expect_little_redrawn(farm: Farm) -> None:
