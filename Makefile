@@ -9,7 +9,7 @@ TORCH := $(shell sed -n 's/^\(torch==[0-9.]*\).*/\1/p' constraints.txt)
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test chaos check check-docker bench bench-engine screenshot lock clean
+.PHONY: help demo up test chaos client check check-docker bench bench-engine screenshot lock clean
 
 help: ## List these commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -25,6 +25,9 @@ test: $(INSTALLED) ## Run the whole test suite, with real servers
 
 chaos: $(INSTALLED) ## Kill, freeze and cut off everything a thousand times, and count what was lost (25 minutes)
 	$(BIN)/python -m tests.chaos --long
+
+client: $(INSTALLED) ## Write the client that waits from the one that is awaited
+	$(BIN)/python tests/sync_client.py
 
 check: $(INSTALLED) check-docker ## Lint, format, types, import rules
 	$(BIN)/ruff check .

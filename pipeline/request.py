@@ -47,7 +47,7 @@ def _drawable_text(text: object) -> object:
     if isinstance(text, str):
         if "\x00" in text:
             raise ValueError("holds a NUL character: remove it")
-        if any("\ud800" <= character <= "\udfff" for character in text):
+        if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
             raise ValueError("holds a lone surrogate, which is no character: save the file as UTF-8")
     return text
 

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.engine import DrawnImage, Finished, Progress
 from pipeline.errors import Drained, UnusableLatents
@@ -73,6 +74,11 @@ class BlankEngine:
     def checkpoint(self, ticket: int) -> bytes:
         request, step = self._inside[ticket]
         return json.dumps([CHECKPOINT, request.model_dump(mode="json"), step]).encode()
+
+    def preview(self, ticket: int) -> NDArray[np.uint8]:
+        """Ever lighter."""
+        _, step = self._inside[ticket]
+        return np.full((32, 64, 3), min(255, 10 * step), dtype=np.uint8)
 
     def cancel(self, ticket: int) -> bool:
         return self._inside.pop(ticket, None) is not None

@@ -8,6 +8,7 @@ import os
 import secrets
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import psutil
 import psycopg
@@ -89,6 +90,13 @@ def bucket_maker(servers: Settings) -> Iterator[Storage]:
 @pytest.fixture
 def settings(servers: Settings, migrated: str, bucket_maker: Storage) -> Iterator[Settings]:
     """Settings of the test's own: a migrated empty database, an empty Redis, an empty bucket."""
+    with fresh_settings(servers, migrated, bucket_maker) as own:
+        yield own
+
+
+@contextmanager
+def fresh_settings(servers: Settings, migrated: str, bucket_maker: Storage) -> Iterator[Settings]:
+    """As ``settings``, for as long as somebody needs them."""
     name = f"test_{secrets.token_hex(6)}"
     _execute(servers, "CREATE DATABASE {} TEMPLATE {}", name, migrated)
     own = servers.model_copy(

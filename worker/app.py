@@ -41,6 +41,7 @@ from worker.held import Held
 from worker.lease import Lease
 from worker.metrics import Metrics
 from worker.outages import Outages
+from worker.previews import Previews
 from worker.stopping import Stopping
 from worker.supervisor import end_with_supervisor
 
@@ -52,8 +53,8 @@ log = logging.getLogger("worker")
 DEFAULT_MODEL = "AIDC-AI/Ovis-Image-7B"
 EXIT_SETTINGS = 2
 EXIT_UNAVAILABLE = 3
-OTHER_THREADS = 5
-"""That ask Postgres beside the tasks: heartbeat, claim check, urgent check, checkpoints, and the last acts."""
+OTHER_THREADS = 6
+"""That ask Postgres beside the tasks: heartbeat, claim check, urgent check, checkpoints, previews, the last acts."""
 LOAD_LIMIT_S = 2 * 3600.0
 """A first start downloads some 20 GB and compiles, which a slow line and machine may take more than an hour for. What
 a process that is ended here has downloaded is not lost; one that hung for ever would be."""
@@ -137,11 +138,13 @@ class Worker:
         self._outages = Outages()
         self._held = Held(settings.data_dir / "held", most_bytes=settings.held_mb * 1_000_000)
         self._checkpoints = Checkpoints(store, storage, self._outages, self._held)
+        self._previews = Previews(store, storage, self._outages)
         self._device = Device(
             drawer.engine,
             step_limit_s=settings.step_limit_s,
             checkpoint_steps=settings.checkpoint_steps,
             on_checkpoint=self._checkpoints.take,
+            on_preview=self._previews.take,
         )
         self._lease = Lease(
             store,
@@ -150,6 +153,7 @@ class Worker:
             settings.durations,
             self._outages,
             progress=self._device.progress,
+            speed=self._device.speed,
             on_lost=self._device.cancel,
             make_room=self._device.give_way,
         )
@@ -162,6 +166,7 @@ class Worker:
             device=self._device,
             lease=self._lease,
             checkpoints=self._checkpoints,
+            previews=self._previews,
             held=self._held,
             outages=self._outages,
             metrics=metrics,
@@ -180,6 +185,7 @@ class Worker:
         self._held.open()
         self._device.start()
         self._checkpoints.start()
+        self._previews.start()
         self._lease.start()
         signals.setup_logging.connect(_keep_logging)
         celery_log.quieten(self._outages)
@@ -191,6 +197,7 @@ class Worker:
         finally:
             idle = self._device.stop(timeout_s=END_S)
             self._checkpoints.stop(timeout_s=END_S)
+            self._previews.stop(timeout_s=END_S)
             self._lease.stop()
         log.info("worker %s has ended", self.id)
         if not idle:  # all is given back; the interpreter cannot end in order beside a thread that is in a library

@@ -1,16 +1,14 @@
 """Checkpoints of images that are being drawn: from the engine's thread to the bucket, and their place in the row.
 
-The engine's thread hands bytes over and never waits: a thread of this module's own, the only one that asks the bucket
-here, stores them, the latest of each image. So a bucket that hangs holds up that thread and nobody else. While the
-bucket or Postgres is away it tries again with each that comes in, and an image that dies then costs more than it
-should; nothing else does.
+The engine's thread hands bytes over and never waits: a thread in the background stores them, the latest of each image.
+While the bucket or Postgres is away it tries again with each that comes in, and an image that dies then costs more
+than it should; nothing else does.
 
 A row points to one checkpoint. The object that a new one replaces is removed, and so is that of an image that has
 ended; what is left behind when this fails, the sweep of the bucket removes.
 """
 
 import logging
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,14 +17,13 @@ from producer.jobs.contract import Claim, Message
 from producer.jobs.errors import LostClaim, Unavailable
 from producer.jobs.storage import Storage, checkpoint_key
 from producer.jobs.store import Store
+from worker.background import Background
 from worker.held import Held, Latents
 from worker.outages import Outages
 
 log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/octet-stream"
-MOST_RUBBISH = 1000
-"""Keys that one request can delete."""
 
 
 @dataclass(eq=False)
@@ -48,22 +45,16 @@ class Checkpoints:
         self._storage = storage
         self._outages = outages
         self._held = held
-        self._changed = threading.Condition()
+        self._background = Background("checkpoints", storage, self._store_all)
+        self._changed = self._background.changed
         self._drawings: dict[Message, _Drawing] = {}
-        self._rubbish: list[str] = []
-        self._news = False
-        self._stopped = False
-        self._thread = threading.Thread(target=self._run, name="checkpoints", daemon=True)
 
     def start(self) -> None:
-        self._thread.start()
+        self._background.start()
 
     def stop(self, timeout_s: float) -> None:
         """End when what can be removed is removed, or after ``timeout_s``."""
-        with self._changed:
-            self._stopped = True
-            self._changed.notify_all()
-        self._thread.join(timeout_s)
+        self._background.stop(timeout_s)
 
     @contextmanager
     def following(self, claim: Claim) -> Iterator[None]:
@@ -82,7 +73,7 @@ class Checkpoints:
             drawing = self._drawings.get(message)
             if drawing and latents.step > drawing.step:
                 drawing.newest = latents
-                self._tell()
+                self._background.tell()
 
     def start_afresh(self, claim: Claim) -> None:
         """What the row points to is of no use: from now on any step is further."""
@@ -101,7 +92,7 @@ class Checkpoints:
         held = self._held.keep_latents(claim.job_id, claim.failures, newest)
         with self._changed:
             drawing.tried_step = 0
-            self._tell()
+            self._background.tell()
             self._changed.wait_for(lambda: drawing.tried_step >= newest.step, wait_s)
             stored = drawing.step >= newest.step
         if stored:
@@ -115,27 +106,13 @@ class Checkpoints:
         drawing = self._drawings[claim.message]
         drawing.newest = None
         if drawing.key:
-            self._throw_away(drawing.key)
+            self._background.throw_away(drawing.key)
 
-    def _run(self) -> None:
-        while self._wait():
-            with self._changed:
-                drawings = list(self._drawings.values())
-            for drawing in drawings:
-                self._try_to_store(drawing)
-            self._remove_rubbish()
-
-    def _wait(self) -> bool:
-        """For something to do; False when all is over."""
+    def _store_all(self) -> None:
         with self._changed:
-            self._changed.wait_for(lambda: self._news or self._stopped)
-            going_on, self._news = self._news, False
-            return going_on
-
-    def _tell(self) -> None:
-        """With the lock held: something has changed."""
-        self._news = True
-        self._changed.notify_all()
+            drawings = list(self._drawings.values())
+        for drawing in drawings:
+            self._try_to_store(drawing)
 
     def _try_to_store(self, drawing: _Drawing) -> None:
         newest = drawing.newest
@@ -167,20 +144,4 @@ class Checkpoints:
             if drawing.newest is latents:
                 drawing.newest = None
         if replaced and replaced != key:
-            self._throw_away(replaced)
-
-    def _throw_away(self, key: str) -> None:
-        with self._changed:
-            self._rubbish.append(key)
-            self._tell()
-
-    def _remove_rubbish(self) -> None:
-        """Asked for once: what stays, the sweep removes."""
-        with self._changed:
-            keys, self._rubbish = self._rubbish[:MOST_RUBBISH], []
-        try:
-            self._storage.delete(keys)
-        except Unavailable as error:
-            log.debug("checkpoints are left to the sweep: %s", error)
-        except Exception:
-            log.exception("checkpoints are left to the sweep")
+            self._background.throw_away(replaced)

@@ -1,8 +1,8 @@
 """Owns the engine's thread: the one thread that touches the device.
 
 Task threads hand a request in and wait for its image; between two steps the engine's thread takes in what waits,
-drops what was cancelled, takes the next step and hands checkpoints on. So uploads overlap the drawing of the next
-images.
+drops what was cancelled, takes the next step and hands checkpoints and previews on. So uploads overlap the drawing of
+the next images.
 
 A dead device, an error that the engine could not give to one image, or work on the device that hangs ends the process
 at once: nothing it reported from then on could be trusted. Its leases lapse, and a supervisor starts it again.
@@ -18,10 +18,14 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pipeline.engine import DrawnImage, Finished, Progress
 from pipeline.errors import Cancelled, Drained, Fatal, PipelineError, UnusableLatents
 from pipeline.request import ImageRequest
 from worker.held import Latents
+from worker.speed import Speed
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +43,7 @@ class DrawingEngine(Protocol):
     def resume(self, checkpoint: bytes, *, priority: int = 0) -> int: ...
     def step(self) -> list[Finished]: ...
     def checkpoint(self, ticket: int) -> bytes: ...
+    def preview(self, ticket: int) -> NDArray[np.uint8] | None: ...
     def cancel(self, ticket: int) -> bool: ...
     def drain(self) -> list[int]: ...
     def progress(self) -> dict[int, Progress]: ...
@@ -53,6 +58,7 @@ class _Order:
     request: ImageRequest
     priority: int
     unfinished: bytes | None
+    previews: list[int]  # the steps after which one is still to come, the first of them first
     saved_step: int = 0  # of its newest checkpoint
     image: "Future[DrawnImage]" = field(default_factory=Future)
 
@@ -108,7 +114,8 @@ class Device:
     """Draws requests of many threads on one engine. ``key`` names a request for ``cancel`` and ``progress``.
 
     ``on_checkpoint`` gets each image's checkpoint every ``checkpoint_steps`` of its steps (0: none without being asked
-    for); it is called on the engine's thread and must not wait for anything.
+    for), ``on_preview`` the steps and small pixels [h, w, 3] of one that should be shown; both are called on the
+    engine's thread and must not wait for anything.
     """
 
     def __init__(
@@ -118,12 +125,14 @@ class Device:
         step_limit_s: float,
         checkpoint_steps: int = 0,
         on_checkpoint: Callable[[Any, Latents], None] = lambda key, latents: None,
+        on_preview: Callable[[Any, int, NDArray[np.uint8]], None] = lambda key, step, pixels: None,
         die: Callable[[str], None] | None = None,
     ) -> None:
         self._engine = engine
         self._watchdog = Watchdog(step_limit_s)
         self._checkpoint_steps = checkpoint_steps
         self._on_checkpoint = on_checkpoint
+        self._on_preview = on_preview
         self._die = die or _exit
         self._changed = threading.Condition()
         self._waiting: list[_Order] = []  # the oldest first
@@ -134,6 +143,7 @@ class Device:
         self._draining = False
         self._stopped = False
         self._progress: dict[Hashable, Progress] = {}
+        self._speed = Speed()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         # The lock is for what other threads read and write too, and is never held while the engine works: a device
         # that hangs must keep nobody who cancels, drains or abandons.
@@ -147,14 +157,20 @@ class Device:
         self._thread.start()
 
     def draw(
-        self, key: Hashable, request: ImageRequest, *, priority: int = 0, unfinished: bytes | None = None
+        self,
+        key: Hashable,
+        request: ImageRequest,
+        *,
+        priority: int = 0,
+        unfinished: bytes | None = None,
+        previews: int = 0,
     ) -> DrawnImage:
         """Wait for the request's image; a smaller ``priority`` is drawn first.
 
-        ``unfinished`` is a checkpoint of this request, to go on from. Raises what ended it: a PipelineError; Cancelled,
-        Drained and, of ``unfinished``, UnusableLatents among them.
+        ``unfinished`` is a checkpoint of this request, to go on from; so many ``previews`` are handed on on the way.
+        Raises what ended it: a PipelineError; Cancelled, Drained and, of ``unfinished``, UnusableLatents among them.
         """
-        order = _Order(key, request, priority, unfinished)
+        order = _Order(key, request, priority, unfinished, preview_steps(request.steps, previews))
         with self._changed:
             if self._draining:
                 raise Drained("the worker stops")
@@ -209,12 +225,20 @@ class Device:
         """How far each request inside the engine is, as of the last step."""
         return self._progress
 
+    def speed(self) -> float | None:
+        """Megapixel-steps a second while it draws; None: nothing was drawn yet."""
+        return self._speed.now
+
     def _run(self) -> None:
         try:
             while self._take_orders():
+                began, before = time.monotonic(), self._engine.progress()
                 finished = self._engine.step()
+                drawn = self._drawn(before, finished)
                 self._hand_out(finished)
                 self._save()
+                self._show()
+                self._speed.note(drawn, time.monotonic() - began)
         except BaseException as error:  # a panic in a library's native code is no Exception
             log.critical("the engine cannot go on", exc_info=True)
             self._die(f"{type(error).__name__}: {error}")
@@ -267,6 +291,7 @@ class Device:
             self._engine.cancel(ticket)
             raise UnusableLatents("they are of another request")
         order.saved_step = self._engine.progress()[ticket].done
+        order.previews = [step for step in order.previews if step > order.saved_step]
         self._on_checkpoint(order.key, Latents(order.saved_step, order.unfinished))  # the row may know of none so far
         return ticket
 
@@ -316,6 +341,16 @@ class Device:
             self._waiting.remove(order)
             order.end(error)
 
+    def _drawn(self, before: dict[int, Progress], finished: list[Finished]) -> float:
+        """The work of the step that was just taken, in megapixel-steps."""
+        now = self._engine.progress()
+        images = {end.ticket for end in finished if end.image}
+        work = 0.0
+        for ticket, was in before.items():
+            done = was.of if ticket in images else now.get(ticket, was).done
+            work += self._inside[ticket].request.work * (done - was.done) / was.of
+        return work
+
     def _hand_out(self, finished: list[Finished]) -> None:
         for end in finished:
             ended = end.image or end.error or PipelineError("ended with neither image nor error")
@@ -345,6 +380,33 @@ class Device:
         else:
             self._on_checkpoint(order.key, Latents(step, body))
         order.saved_step = step
+
+    def _show(self) -> None:
+        """Hand on the previews that are due. Raises: Fatal."""
+        for ticket, progress in self._engine.progress().items():
+            order = self._inside[ticket]
+            if order.previews and progress.done >= order.previews[0]:
+                order.previews = [step for step in order.previews if step > progress.done]
+                self._show_one(ticket, progress.done)
+
+    def _show_one(self, ticket: int, step: int) -> None:
+        """The picture goes on without a preview that cannot be made. Raises: Fatal."""
+        order = self._inside[ticket]
+        try:
+            pixels = self._engine.preview(ticket)
+        except Fatal:
+            raise
+        except PipelineError as error:
+            log.warning("no preview at step %d of %s: %s", step, order.key, error)
+        else:
+            if pixels is not None:
+                self._on_preview(order.key, step, pixels)
+
+
+def preview_steps(steps: int, previews: int) -> list[int]:
+    """After which of its steps an image is shown so many times, spread evenly; never after the last, fewer if there
+    are fewer."""
+    return sorted({round(steps * number / (previews + 1)) for number in range(1, previews + 1)} - {0, steps})
 
 
 def _exit(reason: str) -> None:

@@ -36,6 +36,7 @@ from worker.held import Held
 from worker.lease import Lease
 from worker.metrics import Metrics
 from worker.outages import Dependency, Outages
+from worker.previews import Previews
 
 log = logging.getLogger(__name__)
 
@@ -98,6 +99,7 @@ class Executor:
         device: Device,
         lease: Lease,
         checkpoints: Checkpoints,
+        previews: Previews,
         held: Held,
         outages: Outages,
         metrics: Metrics,
@@ -111,6 +113,7 @@ class Executor:
         self._device = device
         self._lease = lease
         self._checkpoints = checkpoints
+        self._previews = previews
         self._held = held
         self._outages = outages
         self._metrics = metrics
@@ -154,7 +157,7 @@ class Executor:
         with self._room.entered(partial(self._claim, message, patient), patient) as claim:
             if claim is None:
                 return
-            with self._lease.holding(claim), self._checkpoints.following(claim):
+            with self._lease.holding(claim), self._checkpoints.following(claim), self._previews.following(claim):
                 try:
                     self._carry_out(claim)
                 except Exception as error:  # noqa: BLE001  # the table decides; one of no class is a failure
@@ -234,7 +237,7 @@ class Executor:
 
     def _drawn(self, claim: Claim, request: ImageRequest) -> DrawnImage:
         """From the furthest checkpoint that can be used, or from the start."""
-        draw = partial(self._device.draw, claim.message, request, priority=claim.priority.rank)
+        draw = partial(self._device.draw, claim.message, request, priority=claim.priority.rank, previews=claim.previews)
         for drop, unfinished in self._unfinished(claim):
             try:
                 return draw(unfinished=unfinished)

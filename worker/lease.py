@@ -28,8 +28,8 @@ log = logging.getLogger(__name__)
 class Lease:
     """Keeps one worker's lease.
 
-    ``progress`` tells how far each claim is that is being drawn; ``on_lost`` is called at each look at a claim that is
-    lost and still held; ``make_room`` with a claim that should give way to a more urgent job.
+    ``progress`` tells how far each claim is that is being drawn, ``speed`` how fast; ``on_lost`` is called at each look
+    at a claim that is lost and still held; ``make_room`` with a claim that should give way to a more urgent job.
     """
 
     def __init__(
@@ -41,6 +41,7 @@ class Lease:
         outages: Outages,
         *,
         progress: Callable[[], Mapping[Any, Progress]],
+        speed: Callable[[], float | None] = lambda: None,
         on_lost: Callable[[Message], None],
         make_room: Callable[[Message], None],
     ) -> None:
@@ -49,6 +50,7 @@ class Lease:
         self._description = description
         self._outages = outages
         self._progress = progress
+        self._speed = speed
         self._on_lost = on_lost
         self._make_room = make_room
         self._capacity = int(description["capacity"])
@@ -87,7 +89,7 @@ class Lease:
             {"job": str(message.job_id), "step": done.done, "steps": done.of}
             for message, done in self._progress().items()
         ]
-        self._store.beat(self._worker_id, self._description, json.dumps(drawing))
+        self._store.beat(self._worker_id, self._description, json.dumps(drawing), self._speed())
 
     @contextmanager
     def holding(self, claim: Claim) -> Iterator[None]:

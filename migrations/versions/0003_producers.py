@@ -19,7 +19,17 @@ def upgrade() -> None:
         sa.Column("tenant", sa.Text(), nullable=False, comment="Whose key it is."),
         sa.Column("key", sa.Text(), nullable=False, comment="The idempotency key as the client gave it."),
         sa.Column(
-            "fingerprint", sa.Text(), nullable=False, comment="SHA-256 in hex of what was asked with it; never changes."
+            "holder",
+            sa.Uuid(),
+            nullable=False,
+            comment="Who answers it; changed by who takes it over from one that died.",
+        ),
+        sa.Column(
+            "seen_at",
+            sa.DateTime(timezone=True),
+            server_default=sa.text("now()"),
+            nullable=False,
+            comment="Last sign of the holder, renewed while it is at work; set a last time with the answer.",
         ),
         sa.Column(
             "status",
@@ -28,20 +38,21 @@ def upgrade() -> None:
             comment="HTTP status of the answer; set once; NULL: still at work.",
         ),
         sa.Column(
-            "headers", postgresql.JSONB(astext_type=sa.Text()), nullable=True, comment="Of the answer; set once."
+            "fingerprint", sa.Text(), nullable=True, comment="SHA-256 in hex of what was asked; set with status."
         ),
-        sa.Column("body", sa.LargeBinary(), nullable=True, comment="Of the answer; set once."),
         sa.Column(
-            "started_at",
-            sa.DateTime(timezone=True),
-            server_default=sa.text("now()"),
+            "headers",
+            postgresql.JSONB(astext_type=sa.Text()),
             nullable=True,
-            comment="When it was asked; set anew if whoever answered it died.",
+            comment="Of the answer, in pairs; set with status.",
+        ),
+        sa.Column(
+            "body", sa.LargeBinary(), nullable=True, comment="Of the answer; set with status; NULL: it is not kept."
         ),
         sa.PrimaryKeyConstraint("tenant", "key", name=op.f("answers_pkey")),
         comment="Answers to POSTs that carried an idempotency key; kept for some days.",
     )
-    op.create_index("answers_started", "answers", ["started_at"], unique=False)
+    op.create_index("answers_seen", "answers", ["seen_at"], unique=False)
     op.create_table(
         "api_keys",
         sa.Column("id", sa.Uuid(), nullable=False, comment="Never changes."),
@@ -98,14 +109,14 @@ def upgrade() -> None:
     )
     op.create_table(
         "events",
-        sa.Column("id", sa.BigInteger(), sa.Identity(always=True), nullable=False, comment="Never changes."),
         sa.Column(
             "transaction",
             sa.BigInteger(),
             server_default=sa.text("pg_current_xact_id()::text::bigint"),
             nullable=False,
-            comment="That wrote it: readers wait until it and all before it have ended; never changes.",
+            comment="That wrote it, by which readers know what they have seen; never changes.",
         ),
+        sa.Column("id", sa.BigInteger(), sa.Identity(always=True), nullable=False, comment="Never changes."),
         sa.Column("tenant", sa.Text(), nullable=False, comment="Whose event it is; never changes."),
         sa.Column("batch_id", sa.Uuid(), nullable=True, comment="Never changes."),
         sa.Column("job_id", sa.Uuid(), nullable=True, comment="Never changes; NULL: of the batch."),
@@ -116,12 +127,12 @@ def upgrade() -> None:
         sa.Column(
             "at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False, comment="Never changes."
         ),
-        sa.PrimaryKeyConstraint("id", name=op.f("events_pkey")),
+        sa.PrimaryKeyConstraint("transaction", "id", name=op.f("events_pkey")),
         comment="What became of jobs and batches, written by triggers in the changing transaction; kept for some days.",
     )
-    op.create_index("events_at", "events", ["at"], unique=False)
-    op.create_index("events_batch", "events", ["batch_id", "id"], unique=False)
-    op.create_index("events_job", "events", ["job_id", "id"], unique=False)
+    op.create_index("events_at", "events", ["at"], unique=False, postgresql_using="brin")
+    op.create_index("events_batch", "events", ["batch_id", "transaction", "id"], unique=False)
+    op.create_index("events_job", "events", ["job_id", "transaction", "id"], unique=False)
     op.create_table(
         "files",
         sa.Column("id", sa.Uuid(), nullable=False, comment="Never changes."),
@@ -166,10 +177,7 @@ def upgrade() -> None:
             comment="Never changes.",
         ),
         sa.Column(
-            "disabled_at",
-            sa.DateTime(timezone=True),
-            nullable=True,
-            comment="Set by a person or by a 410; cleared by a person.",
+            "disabled_at", sa.DateTime(timezone=True), nullable=True, comment="Set by a 410; cleared by a person."
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("webhooks_pkey")),
         comment="Addresses that are told of events.",
@@ -198,7 +206,7 @@ def upgrade() -> None:
             "next_at",
             sa.DateTime(timezone=True),
             nullable=True,
-            comment="Of the next attempt; set by each attempt; NULL: none is to come.",
+            comment="Of the next attempt; set by each attempt and by a person; NULL: none is to come.",
         ),
         sa.Column(
             "delivered_at", sa.DateTime(timezone=True), nullable=True, comment="Set by the attempt that was taken."
@@ -216,7 +224,11 @@ def upgrade() -> None:
         comment="Events on their way to webhooks, written with the event; kept for some days.",
     )
     op.create_index(
-        "deliveries_due", "deliveries", ["next_at"], unique=False, postgresql_where=sa.text("next_at IS NOT NULL")
+        "deliveries_due",
+        "deliveries",
+        ["webhook_id", "next_at"],
+        unique=False,
+        postgresql_where=sa.text("next_at IS NOT NULL"),
     )
     op.create_index("deliveries_webhook", "deliveries", ["webhook_id", "created_at"], unique=False)
     op.create_table(
@@ -224,7 +236,7 @@ def upgrade() -> None:
         sa.Column("batch_id", sa.Uuid(), nullable=False, comment="Its batch."),
         sa.Column("line", sa.Integer(), nullable=False, comment="Of the input, from 1."),
         sa.Column("tenant", sa.Text(), nullable=False, comment="Whose batch it is."),
-        sa.Column("source", postgresql.JSONB(astext_type=sa.Text()), nullable=False, comment="What the line held."),
+        sa.Column("source", sa.JSON(), nullable=False, comment="What the line held, in its order."),
         sa.Column("code", sa.Text(), nullable=False, comment="What kind of fault it has."),
         sa.Column("message", sa.Text(), nullable=False, comment="What is wrong, in words."),
         sa.Column("field", sa.Text(), nullable=True, comment="Which field, if it is one."),
@@ -301,9 +313,9 @@ def upgrade() -> None:
         "jobs",
         sa.Column(
             "source",
-            postgresql.JSONB(astext_type=sa.Text()),
+            sa.JSON(),
             nullable=True,
-            comment="What that line held beside the request; never changes.",
+            comment="What that line held, in its order; never changes.",
         ),
     )
     op.add_column(
@@ -340,7 +352,7 @@ def upgrade() -> None:
             "preview_key",
             sa.Text(),
             nullable=True,
-            comment="Where its last preview is; set by preview, cleared by an end.",
+            comment="Where its last preview is; set by preview, cleared when the claim ends.",
         ),
     )
     op.alter_column(
@@ -357,6 +369,7 @@ def upgrade() -> None:
         comment="In lanes; changes with the priority. No foreign key: a bulk submission would look it up for each row.",
         existing_nullable=False,
     )
+    _make_jobs_searchable()
     op.create_index(
         "jobs_copies", "jobs", ["object_key"], unique=False, postgresql_where=sa.text("copy_of IS NOT NULL")
     )
@@ -415,6 +428,106 @@ def upgrade() -> None:
     )
 
 
+ENDED = sa.text("finished_at IS NOT NULL")
+FAILED = sa.text("error_code IS NOT NULL")
+
+
+def _make_jobs_searchable() -> None:
+    op.create_table(
+        "prompt_words",
+        sa.Column("id", sa.BigInteger(), sa.Identity(always=True), nullable=False, comment="Order of submission."),
+        sa.Column("tenant", sa.Text(), nullable=False, comment="Whose prompts they are."),
+        sa.Column("batch_id", sa.Uuid(), nullable=True, comment="In which they stand, or"),
+        sa.Column(
+            "job_id",
+            sa.Uuid(),
+            nullable=True,
+            comment="the one job whose prompt it is. No foreign key: only batches are deleted.",
+        ),
+        sa.Column(
+            "first_position",
+            sa.Integer(),
+            nullable=False,
+            comment="In the batch: of the first of up to 100 jobs.",
+        ),
+        sa.Column(
+            "created_at",
+            sa.DateTime(timezone=True),
+            server_default=sa.text("now()"),
+            nullable=False,
+            comment="As that of the jobs.",
+        ),
+        sa.Column(
+            "words", postgresql.TSVECTOR(), nullable=False, comment="Of all these prompts, and '@' with the tenant."
+        ),
+        sa.ForeignKeyConstraint(
+            ["batch_id"], ["batches.id"], name=op.f("prompt_words_batch_id_fkey"), ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("prompt_words_pkey")),
+        comment="Which neighbouring prompts hold which words; written in the submitting transaction; never changed.",
+    )
+    op.execute(WORDS_OF_JOBS)
+    op.create_index("prompt_words_words", "prompt_words", ["words"], unique=False, postgresql_using="gin")
+    op.create_index("prompt_words_batch", "prompt_words", ["batch_id", "first_position"], unique=False)
+    op.create_index("jobs_submitted", "jobs", ["state", "created_at", "seq"], unique=False)
+    op.create_index("jobs_submitted_by", "jobs", ["tenant", "state", "created_at", "seq"], unique=False)
+    op.create_index(
+        "jobs_submitted_in",
+        "jobs",
+        ["batch_id", "state", "created_at", "seq"],
+        unique=False,
+        postgresql_where=sa.text("batch_id IS NOT NULL"),
+    )
+    # A page of a tenant's jobs must follow the tenant's own index, however large its part of the farm is: as planned
+    # for a large one, a walk through everybody's rows may meet none of its own for millions.
+    op.execute("ALTER TABLE jobs ALTER COLUMN tenant TYPE text, ALTER COLUMN tenant SET STATISTICS 0")
+    op.drop_index("jobs_finished", table_name="jobs")
+    op.create_index("jobs_finished", "jobs", ["state", "finished_at", "seq"], unique=False, postgresql_where=ENDED)
+    op.create_index(
+        "jobs_finished_of",
+        "jobs",
+        ["tenant", "state", "finished_at", "seq"],
+        unique=False,
+        postgresql_where=ENDED,
+    )
+    op.create_index(
+        "jobs_error", "jobs", ["error_code", "state", "created_at", "seq"], unique=False, postgresql_where=FAILED
+    )
+    op.create_index(
+        "jobs_error_of",
+        "jobs",
+        ["tenant", "error_code", "state", "created_at", "seq"],
+        unique=False,
+        postgresql_where=FAILED,
+    )
+
+
+WORDS_OF_JOBS = r"""
+    INSERT INTO prompt_words (tenant, batch_id, job_id, first_position, created_at, words)
+    SELECT tenant, batch_id, single, min(position), min(created_at),
+           array_to_tsvector(array_agg(DISTINCT left(word[1], 40)) || ('@' || tenant))
+    FROM (SELECT *, CASE WHEN batch_id IS NULL THEN id END AS single FROM jobs) AS jobs
+    CROSS JOIN LATERAL regexp_matches(
+        lower(request ->> 'prompt'),
+        '[a-z0-9\u00C0-\u1FFF]+|[\u2E80-\u2FFF\u3005-\u9FFF\uAC00-\uD7AF\uF900-\uFAFF\U00020000-\U0003FFFF]', 'g'
+    ) AS word
+    GROUP BY tenant, batch_id, single, position / 100 ORDER BY min(seq)
+"""
+
+
+def _make_jobs_unsearchable() -> None:
+    op.drop_index("jobs_error_of", table_name="jobs", postgresql_where=FAILED)
+    op.drop_index("jobs_error", table_name="jobs", postgresql_where=FAILED)
+    op.drop_index("jobs_finished_of", table_name="jobs", postgresql_where=ENDED)
+    op.drop_index("jobs_finished", table_name="jobs", postgresql_where=ENDED)
+    op.create_index("jobs_finished", "jobs", ["state", "finished_at"], unique=False)
+    op.drop_index("jobs_submitted_in", table_name="jobs", postgresql_where=sa.text("batch_id IS NOT NULL"))
+    op.execute("ALTER TABLE jobs ALTER COLUMN tenant SET STATISTICS -1")
+    op.drop_index("jobs_submitted_by", table_name="jobs")
+    op.drop_index("jobs_submitted", table_name="jobs")
+    op.drop_table("prompt_words")
+
+
 def downgrade() -> None:
     op.drop_column("workers", "speed")
     op.create_table_comment(
@@ -426,6 +539,7 @@ def downgrade() -> None:
     op.drop_column("tenants", "max_running")
     op.drop_column("tenants", "max_a_day")
     op.drop_column("tenants", "max_queued")
+    _make_jobs_unsearchable()
     op.drop_index("jobs_drawn", table_name="jobs", postgresql_where=sa.text("state = 'succeeded'"))
     op.drop_index("jobs_copies", table_name="jobs", postgresql_where=sa.text("copy_of IS NOT NULL"))
     op.alter_column(
@@ -470,5 +584,5 @@ def downgrade() -> None:
     op.drop_table("deletions")
     op.drop_index("api_keys_tenant", table_name="api_keys")
     op.drop_table("api_keys")
-    op.drop_index("answers_started", table_name="answers")
+    op.drop_index("answers_seen", table_name="answers")
     op.drop_table("answers")

@@ -16,6 +16,11 @@ def image_path(job_id: UUID) -> str:
     return f"{PREFIX}/jobs/{job_id}/image"
 
 
+def preview_path(job_id: UUID) -> str:
+    """Where the last preview of a job is asked for; a redirect leads to the bucket."""
+    return f"{PREFIX}/jobs/{job_id}/preview"
+
+
 class Job(contract.Job):
     """A job, with the name of its file and the way to its image."""
 
@@ -30,6 +35,12 @@ class Job(contract.Job):
     def image_url(self) -> str | None:
         """A path on this server once the job has succeeded."""
         return image_path(self.id) if self.state is State.SUCCEEDED else None
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def preview_url(self) -> str | None:
+        """A path on this server while the job is being drawn and was shown."""
+        return preview_path(self.id) if self.preview_key is not None else None
 
     @classmethod
     def of(cls, job: contract.Job) -> "Job":
@@ -57,18 +68,31 @@ class Batch(contract.Batch):
 
 
 class JobPage(BaseModel):
-    """Some jobs, and where the next ones start."""
+    """Some jobs of a batch, and where the next ones start."""
 
     jobs: list[Job]
-    next: int | None = Field(
-        description="To be given as 'before' (of all jobs) or 'after' (of a batch); null: the end."
-    )
+    next: int | None = Field(description="To be given as 'after'; null: the end.")
 
 
-class BatchList(BaseModel):
-    """The newest batches first."""
+class RejectionPage(BaseModel):
+    """Lines of a batch's input that became no job, and where the next ones start."""
+
+    rejections: list[contract.Rejection]
+    next: int | None = Field(description="To be given as 'after'; null: the end.")
+
+
+class FoundJobs(BaseModel):
+    """Jobs that were asked for, and where the next ones start."""
+
+    jobs: list[Job]
+    next: str | None = Field(description="To be given as 'cursor', with all else as before; null: the end.")
+
+
+class FoundBatches(BaseModel):
+    """Batches that were asked for, and where the next ones start."""
 
     batches: list[Batch]
+    next: str | None = Field(description="To be given as 'cursor', with all else as before; null: the end.")
 
 
 class TenantList(BaseModel):

@@ -7,16 +7,37 @@ from contextlib import asynccontextmanager
 from functools import partial
 from importlib.metadata import version
 
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
 from prometheus_client import CollectorRegistry
 
-from producer.api import batches, documents, farm, jobs, metrics, problems, tenants
+from producer.api import (
+    batches,
+    documents,
+    events,
+    farm,
+    jobs,
+    keys,
+    login,
+    manifests,
+    metrics,
+    problems,
+    results,
+    tenants,
+    webhooks,
+)
+from producer.api.access import COOKIE
 from producer.api.answers import PREFIX
-from producer.api.services import Services
-from producer.dashboard import dashboard
+from producer.api.events import Feed
+from producer.api.idempotency import IdempotentPosts
+from producer.api.openai import routes as openai
+from producer.api.openai.waiting import Waiting
+from producer.api.services import Here, Services, admitted
+from producer.dashboard import Viewer, dashboard
+from producer.jobs.deliverer import Deliverer
 from producer.jobs.dispatcher import Dispatcher
 from producer.jobs.errors import SchemaMismatch
+from producer.jobs.events import Events
 from producer.jobs.metrics import DispatcherCollector, SweeperCollector
 from producer.jobs.settings import Settings
 from producer.jobs.sweep import Sweeper
@@ -45,29 +66,58 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=_lifespan,
         redoc_url=None,
         redirect_slashes=False,
+        dependencies=[Depends(admitted)],
     )
     app.state.services = services
     app.state.dispatcher = dispatcher
     app.state.sweeper = sweeper
+    app.state.deliverer = Deliverer(
+        services.background.database,
+        settings.durations,
+        leads=lambda: dispatcher.leading,
+        private=settings.webhook_private,
+    )
+    app.state.feed = Feed(Events(services.background.database), settings.durations)
+    app.state.waiting = Waiting(services.store.standings, settings.durations.top_up_s)
     app.state.registry = CollectorRegistry()
     app.state.registry.register(metrics.FarmCollector(services))
     app.state.registry.register(DispatcherCollector(dispatcher))
     app.state.registry.register(SweeperCollector(sweeper))
+    app.add_middleware(IdempotentPosts)
     app.add_middleware(metrics.RequestMetrics, registry=app.state.registry)
     problems.install(app)
-    for router in (jobs.router, batches.router, farm.router, tenants.router, metrics.router, _page(services)):
+    login.install(app)
+    for router in (
+        jobs.router,
+        batches.router,
+        manifests.router,
+        results.router,
+        events.router,
+        webhooks.router,
+        farm.router,
+        tenants.router,
+        metrics.router,
+        keys.router,
+        login.router,
+        _page(services),
+    ):
         app.include_router(router)
-    documents.complete(app)
+    app.include_router(openai.router)
+    documents.complete(app, openai.DESCRIBED)
     return app
 
 
 def _page(services: Services) -> APIRouter:
     return dashboard(
-        services.store,
+        _viewer,
         lease_s=services.settings.durations.lease_s,
         api_path=PREFIX,
         image_origin=services.settings.s3_public_endpoint_url or services.settings.require("s3_endpoint_url"),
     )
+
+
+async def _viewer(request: Request, here: Here) -> Viewer:
+    return Viewer(here.store, here.caller.tenant if COOKIE in request.cookies else None)
 
 
 @asynccontextmanager
@@ -76,7 +126,11 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     try:
         await run_in_threadpool(services.prepare)
         dispatch = partial(_dispatch, app.state.dispatcher)
-        async with _running(dispatch, "dispatcher"), _running(app.state.sweeper.run, "sweep"):
+        async with (
+            _running(dispatch, "dispatcher"),
+            _running(app.state.sweeper.run, "sweep"),
+            _running(app.state.deliverer.run, "deliveries"),
+        ):
             yield
     finally:
         await run_in_threadpool(services.close)

@@ -6,7 +6,7 @@ words for what is wrong are the same everywhere. Invariant: what is not wholly v
 
 import json
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable
 from typing import IO, Annotated, Any, TypeVar
 from unicodedata import category
 
@@ -15,9 +15,9 @@ from fastapi.concurrency import run_in_threadpool
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from producer.api.errors import Fault, Invalid, Malformed, TooLarge, WrongMediaType
-from producer.api.parameters import WEIGHT_MAX, WEIGHT_MIN
+from producer.api.parameters import WEIGHT_MAX, WEIGHT_MIN, TenantName
 from producer.api.problems import faults_of
-from producer.jobs.contract import Submission
+from producer.jobs.contract import EventKind, Priority, Scope, Submission
 
 JSON = "application/json"
 NDJSON = "application/x-ndjson"
@@ -29,6 +29,7 @@ LINES_MAX_BYTES = 4_000_000_000
 IN_MEMORY_BYTES = 1_000_000
 """Of a streamed body; what is beyond lies in a temporary file."""
 FAULTS_MAX = 20
+LIMIT_MAX = 2**31 - 1
 
 
 def _title(name: str) -> str:
@@ -51,13 +52,58 @@ class BatchSubmission(BaseModel):
     jobs: list[Submission] = Field(min_length=1, max_length=BATCH_MAX_JOBS)
 
 
-class TenantWeight(BaseModel):
-    """What a tenant is changed to."""
+class TenantChange(BaseModel):
+    """What a tenant is changed to: fields that are left out stay as they are, and null takes a limit away."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     weight: float = Field(
-        ge=WEIGHT_MIN, le=WEIGHT_MAX, allow_inf_nan=False, description="Of its share of the farm beside other tenants."
+        default=1.0,
+        ge=WEIGHT_MIN,
+        le=WEIGHT_MAX,
+        allow_inf_nan=False,
+        description="Of its share of the farm beside other tenants.",
+    )
+    max_queued: int | None = Field(default=None, ge=0, le=LIMIT_MAX, description="Jobs that may wait.")
+    max_a_day: int | None = Field(default=None, ge=0, le=LIMIT_MAX, description="Jobs submitted in 24 hours.")
+    max_running: int | None = Field(default=None, ge=0, le=LIMIT_MAX, description="Images drawn at the same time.")
+    max_requests_s: float | None = Field(
+        default=None, ge=0.01, le=1e6, allow_inf_nan=False, description="Requests a second to each API process."
+    )
+
+
+class BatchPriority(BaseModel):
+    """How urgent what has not ended of a batch is from now on."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    priority: Priority
+
+
+class KeyRequest(BaseModel):
+    """A key to be made."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: BatchName = Field(description="What a person will know it by.")
+    tenant: TenantName | None = Field(default=None, description="On whose behalf it asks; default: the caller's own.")
+    scopes: set[Scope] = Field(default={Scope.SUBMIT, Scope.READ}, min_length=1)
+
+
+def _told_to_webhooks(kinds: set[EventKind]) -> set[EventKind]:
+    if EventKind.JOB_PROGRESS in kinds:
+        raise ValueError(f"{EventKind.JOB_PROGRESS} is told in streams alone")
+    return kinds
+
+
+class WebhookRequest(BaseModel):
+    """An address that is to be told of events."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    url: str = Field(description="Of the receiver, https://…")
+    kinds: Annotated[set[EventKind], AfterValidator(_told_to_webhooks)] = Field(
+        default={EventKind.BATCH_FINISHED}, min_length=1
     )
 
 
@@ -81,7 +127,7 @@ async def read_document(request: Request) -> bytes:
 
 async def read(request: Request, limit_bytes: int) -> bytes:
     """The whole body. Raises: TooLarge, as soon as that is known."""
-    return b"".join([chunk async for chunk in _chunks(request, limit_bytes)])
+    return b"".join([chunk async for chunk in chunks(request, limit_bytes)])
 
 
 async def spool(
@@ -92,7 +138,7 @@ async def spool(
     Raises:
         TooLarge
     """
-    async for chunk in _chunks(request, limit_bytes):
+    async for chunk in chunks(request, limit_bytes):
         seen(chunk)
         await run_in_threadpool(file.write, chunk)
     file.seek(0)
@@ -103,7 +149,8 @@ def spooled() -> IO[bytes]:
     return tempfile.SpooledTemporaryFile(max_size=IN_MEMORY_BYTES)  # the caller closes it
 
 
-async def _chunks(request: Request, limit_bytes: int) -> AsyncIterator[bytes]:
+async def chunks(request: Request, limit_bytes: int) -> AsyncGenerator[bytes, None]:
+    """The body piece by piece. Raises: TooLarge, as soon as that is known."""
     declared = request.headers.get("content-length", "")
     size_bytes = int(declared) if declared.isdecimal() else 0
     if size_bytes > limit_bytes:
@@ -156,53 +203,5 @@ def parse_batch(body: bytes) -> BatchSubmission:
     return validated(BatchSubmission, value)
 
 
-def submissions(file: IO[bytes]) -> Iterator[Submission]:
-    """One submission a line, in constant memory; blank lines are passed over.
-
-    After a first fault nothing more is yielded, but reading goes on, to name up to ``FAULTS_MAX`` faults at once.
-
-    Raises:
-        Invalid: lines are wrong, each named, or there is none at all.
-    """
-    faults: list[Fault] = []
-    found = False
-    for number, line in enumerate(_lines(file), start=1):
-        if len(faults) >= FAULTS_MAX:
-            break
-        if not line.strip():
-            continue
-        found = True
-        submission = _of_line(number, line, faults)
-        if submission is not None and not faults:
-            yield submission
-    if faults:
-        raise Invalid(faults[:FAULTS_MAX])
-    if not found:
-        raise Invalid([Fault(field="", message="no line holds a job: send one JSON object a line")])
-
-
-def _lines(file: IO[bytes]) -> Iterator[bytes]:
-    """The lines, each cut at just beyond the limit for one job, so that a line without end fills no memory."""
-    while line := file.readline(JOB_MAX_BYTES + 1):
-        yield line
-        if len(line) > JOB_MAX_BYTES:
-            return
-
-
-def _of_line(number: int, line: bytes, faults: list[Fault]) -> Submission | None:
-    """The line's submission; None if it has faults, which are then among ``faults``."""
-    if len(line) > JOB_MAX_BYTES:
-        faults.append(Fault(line=number, field="", message=f"is longer than {JOB_MAX_BYTES:,} bytes"))
-        return None
-    try:
-        return Submission.model_validate(parse(line))
-    except Malformed as error:
-        faults.append(Fault(line=number, field="", message=str(error)))
-    except ValidationError as error:
-        faults.extend(_faults(error, line=number))
-    return None
-
-
-def _faults(error: ValidationError, *, line: int | None = None) -> list[Fault]:
-    details = error.errors(include_url=False, include_input=False, include_context=False)
-    return faults_of(details[:FAULTS_MAX], line=line)
+def _faults(error: ValidationError) -> list[Fault]:
+    return faults_of(error.errors(include_url=False, include_input=False, include_context=False)[:FAULTS_MAX])

@@ -1,14 +1,19 @@
 """The OpenAPI document where FastAPI cannot write it by itself: bodies that ``bodies`` reads, and problem documents."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 from fastapi import FastAPI
+from pydantic import BaseModel, TypeAdapter
 from pydantic.json_schema import models_json_schema
 
-from producer.api.bodies import NDJSON, BatchSubmission, TenantWeight
+from producer.api.bodies import NDJSON, BatchPriority, BatchSubmission, KeyRequest, TenantChange, WebhookRequest
+from producer.api.parameters import IDEMPOTENCY_KEY, KeyText
 from producer.api.problems import MEDIA_TYPE, Problem
 from producer.jobs.contract import Submission
 
+Described = Sequence[tuple[type[BaseModel], Literal["validation", "serialization"]]]
+"""Models, and as what each is described."""
 REF = "#/components/schemas/{model}"
 
 DESCRIPTION = """Hand in prompts; every one ends as one image. Errors are problem documents (RFC 9457)."""
@@ -29,15 +34,15 @@ def _content(media_type: str, name: str) -> dict[str, Any]:
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The problem documents that an endpoint may answer with; 503 is every endpoint's."""
+    """The problem documents that an endpoint may answer with; those of access and 503 are every endpoint's."""
     return {
         status: {"description": "Problem", "content": {MEDIA_TYPE: {"schema": {"$ref": REF.format(model="Problem")}}}}
-        for status in (*statuses, 503)
+        for status in sorted({*statuses, 401, 403, 429, 503})
     }
 
 
-def complete(app: FastAPI) -> None:
-    """Let ``app`` describe itself with the schemas that only ``body_of`` and ``problems`` name."""
+def complete(app: FastAPI, more: Described = ()) -> None:
+    """Let ``app`` describe itself with the schemas that only ``body_of`` and ``problems`` name, and ``more``."""
     plain = app.openapi
 
     def described() -> dict[str, Any]:
@@ -47,12 +52,34 @@ def complete(app: FastAPI) -> None:
                 [
                     (Submission, "validation"),
                     (BatchSubmission, "validation"),
-                    (TenantWeight, "validation"),
+                    (BatchPriority, "validation"),
+                    (TenantChange, "validation"),
+                    (KeyRequest, "validation"),
+                    (WebhookRequest, "validation"),
                     (Problem, "serialization"),
+                    *more,
                 ],
                 ref_template=REF,
             )
-            document.setdefault("components", {}).setdefault("schemas", {}).update(extra["$defs"])
+            components = document.setdefault("components", {})
+            components.setdefault("schemas", {}).update(extra["$defs"])
+            components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+            document["security"] = [{"key": []}, {}]  # where no key is required, none need be given
+            _offer_keys(document["paths"])
         return plain()
 
     app.openapi = described  # type: ignore[method-assign]  # FastAPI's documented way
+
+
+def _offer_keys(paths: dict[str, Any]) -> None:
+    """Every POST takes an idempotency key: where no endpoint asks for it, ``idempotency`` does."""
+    key = {
+        "name": IDEMPOTENCY_KEY,
+        "in": "header",
+        "description": "Asking again with the same key and request gives the first answer, and does nothing more.",
+        "schema": TypeAdapter(KeyText).json_schema(),
+    }
+    for operation in [path["post"] for path in paths.values() if "post" in path]:
+        parameters = operation.setdefault("parameters", [])
+        if all(known["name"] != IDEMPOTENCY_KEY for known in parameters):
+            parameters.append(key)

@@ -3,6 +3,9 @@
 ApiError
 ├── Malformed        not JSON, or no object
 ├── TooLarge         more bytes, or more jobs, than this way in takes
+├── Unauthorized     a key is needed and none is given, or it is none: the answer says how to send one
+├── Forbidden        the key is not for this
+├── AnswerNotKept    what was asked with the idempotency key was done, and its answer is not kept
 ├── WrongMediaType   the Content-Type is none that is understood here
 └── Invalid          well-formed, but fields are wrong: .faults names each
 """
@@ -15,7 +18,7 @@ from pydantic import BaseModel, Field
 class Fault(BaseModel):
     """One wrong field."""
 
-    line: int | None = Field(default=None, description="Line of the NDJSON body, from 1.")
+    line: int | None = Field(default=None, description="Line of a manifest, from 1.")
     field: str = Field(description="Path of the field, for example 'width' or 'jobs.3.width'; '' for the whole.")
     message: str
 
@@ -32,6 +35,24 @@ class TooLarge(ApiError):
     """The body is beyond a limit; the message says what takes more."""
 
 
+class Unauthorized(ApiError):
+    """Nobody knows who asks."""
+
+
+class Forbidden(ApiError):
+    """It is known who asks, and this is not theirs to do."""
+
+
+class AnswerNotKept(ApiError):
+    """What was asked with the idempotency key was done, once; its answer was streamed, too large, or secret."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "what was asked with this idempotency key was done and its answer is not kept: look at what it made, "
+            "or take a new key to do it again"
+        )
+
+
 class WrongMediaType(ApiError):
     """The body's Content-Type is none that this path reads."""
 
@@ -42,7 +63,10 @@ class WrongMediaType(ApiError):
 class Invalid(ApiError):
     """Fields are wrong; nothing was submitted."""
 
-    def __init__(self, faults: Sequence[Fault]) -> None:
-        count = "1 field is" if len(faults) == 1 else f"{len(faults)} fields are"
-        super().__init__(f"{count} wrong: nothing was submitted")
+    def __init__(self, faults: Sequence[Fault], count: int | None = None) -> None:
+        """``count`` is how many there are, where ``faults`` are only the first."""
+        count = count or len(faults)
+        fields = "1 field is" if count == 1 else f"{count:,} fields are"
+        more = f", of which the first {len(faults)} are told" if count > len(faults) else ""
+        super().__init__(f"{fields} wrong{more}: nothing was submitted")
         self.faults = list(faults)

@@ -6,16 +6,17 @@ from uuid import UUID
 from fastapi import APIRouter, Depends, Query, Request, Response
 from starlette.responses import RedirectResponse
 
-from producer.api.answers import PREFIX, ClaimRecord, History, Job, JobPage
+from producer.api.answers import PREFIX, ClaimRecord, FoundJobs, History, Job
 from producer.api.bodies import JSON, parse, read_document, validated
 from producer.api.documents import body_of, problems
 from producer.api.parameters import Fingerprint, Key, Tenant
+from producer.api.searches import PAGE_MAX, JobQuery
 from producer.api.services import Here
-from producer.jobs.contract import DEFAULT_TENANT, State, Submission
-from producer.jobs.errors import NotReady
+from producer.jobs.contract import State, Submission
+from producer.jobs.errors import NotFound, NotReady
+from producer.jobs.search import Search
 
-PAGE_MAX = 1000
-SEQ_MAX = 2**63 - 1
+PREVIEWS_MAX = 3
 
 router = APIRouter(prefix=f"{PREFIX}/jobs", tags=["jobs"])
 
@@ -28,35 +29,34 @@ def submit(
     body: Annotated[bytes, Depends(read_document)],
     here: Here,
     response: Response,
-    tenant: Tenant = DEFAULT_TENANT,
+    tenant: Tenant = None,
+    deduplicate: Annotated[bool, Query(description="If the very image is there, its job is the answer.")] = False,
+    previews: Annotated[int, Query(ge=0, le=PREVIEWS_MAX, description="Unfinished pictures on the way.")] = 0,
     key: Key = None,
 ) -> Job:
     """Submit one job. When this answers, the job cannot be lost.
 
     Asking again with the same ``Idempotency-Key`` is safe.
     """
-    fingerprint = Fingerprint(request)
+    fingerprint = Fingerprint(request, deduplicate=deduplicate, previews=previews)
     fingerprint.add(body)
     job = here.store.submit(
         validated(Submission, parse(body)),
         max_failures=here.settings.max_failures,
-        tenant=tenant,
+        tenant=here.whose(tenant),
         key=fingerprint.with_key(key),
+        deduplicate=deduplicate,
+        previews=previews,
     )
     response.headers["Location"] = f"{PREFIX}/jobs/{job.id}"
     return Job.of(job)
 
 
 @router.get("", responses=problems(422))
-def jobs(
-    here: Here,
-    state: State | None = None,
-    limit: Limit = 100,
-    before: Annotated[int | None, Query(ge=0, le=SEQ_MAX, description="'next' of the page before.")] = None,
-) -> JobPage:
-    """All jobs, the newest first."""
-    found, following = here.store.jobs(state=state, limit=limit, before=before)
-    return JobPage(jobs=[Job.of(job) for job in found], next=following)
+def jobs(here: Here, query: Annotated[JobQuery, Query()]) -> FoundJobs:
+    """The jobs that are all of what is asked, a page at a time. A page is not moved by rows that come and go."""
+    page = Search(here.database).jobs(query.filter, sort=query.sort, cursor=query.cursor, limit=query.limit)
+    return FoundJobs(jobs=[Job.of(job) for job in page.found], next=page.next)
 
 
 @router.get("/{job_id}", responses=problems(404, 422))
@@ -69,6 +69,12 @@ def job(job_id: UUID, here: Here) -> Job:
 def cancel(job_id: UUID, here: Here) -> Job:
     """Cancel a queued or running job. Cancelling it twice is one cancel."""
     return Job.of(here.store.cancel(job_id))
+
+
+@router.post("/{job_id}/retry", responses=problems(404, 409, 422))
+def retry(job_id: UUID, here: Here) -> Job:
+    """Send a failed or cancelled job back to the queue, with the seed that it had. Twice is once."""
+    return Job.of(here.store.retry_job(job_id))
 
 
 @router.get("/{job_id}/history", responses=problems(404, 422))
@@ -98,3 +104,21 @@ def image(job_id: UUID, here: Here) -> RedirectResponse:
     # A browser that keeps the redirect for half the link's life asks for each picture once, not at every refresh.
     kept = {"Cache-Control": f"private, max-age={here.settings.presign_s // 2}"}
     return RedirectResponse(here.storage.link(job.object_key, job.file_name), 307, kept)
+
+
+@router.get(
+    "/{job_id}/preview",
+    status_code=307,
+    response_class=RedirectResponse,
+    responses={307: {"description": "To the preview in the bucket."}, **problems(404, 422)},
+)
+def preview(job_id: UUID, here: Here) -> RedirectResponse:
+    """The way to the job's last preview, while it is being drawn: a small JPEG of the unfinished image.
+
+    There is one if the job was submitted with ``previews``, after some of its steps, and none from its end on.
+    """
+    job = here.store.job(job_id)
+    if job.preview_key is None:
+        raise NotFound("preview of job", job_id)
+    link = here.storage.link(job.preview_key, f"{job_id}-preview.jpg")
+    return RedirectResponse(link, 307, {"Cache-Control": "no-store"})

@@ -38,7 +38,10 @@ TenantName = Annotated[
 ]
 KeyText = Annotated[str, *_spelled(r"[!-~]{1,255}", "must be 1 to 255 visible ASCII characters")]
 
-Tenant = Annotated[TenantName, Query(description="Whose jobs these are: tenants share the farm by weight.")]
+Tenant = Annotated[
+    TenantName | None,
+    Query(description="Whose jobs these are; default: the caller's own. Another's only an administrator may name."),
+]
 TenantPath = Annotated[TenantName, Path()]
 Weight = Annotated[
     float,
@@ -72,6 +75,10 @@ class Fingerprint:
         """The body's next piece."""
         self._digest.update(piece)
 
+    def hex(self) -> str:
+        """To be asked when the whole body was added."""
+        return self._digest.hexdigest()
+
     def with_key(self, key: str | None) -> SubmissionKey | None:
         """None without a key. To be asked when the whole body was added."""
-        return SubmissionKey(key, self._digest.hexdigest()) if key is not None else None
+        return SubmissionKey(key, self.hex()) if key is not None else None

@@ -1,4 +1,5 @@
-"""Every error as an RFC 9457 problem document. The one place that maps error classes to answers.
+"""Every error as an RFC 9457 problem document, under ``/v1`` as OpenAI's clients read errors. The one place that maps
+error classes to answers.
 
 No answer repeats what a caller sent, except names of fields and an idempotency key, and those only as text that surely
 encodes.
@@ -17,14 +18,39 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 
-from producer.api.errors import ApiError, Fault, Invalid, Malformed, TooLarge, WrongMediaType
+from producer.api.errors import (
+    AnswerNotKept,
+    ApiError,
+    Fault,
+    Forbidden,
+    Invalid,
+    Malformed,
+    TooLarge,
+    Unauthorized,
+    WrongMediaType,
+)
+from producer.api.openai import errors as openai
 from producer.api.parameters import IDEMPOTENCY_KEY
-from producer.jobs.errors import FarmError, IllegalTransition, KeyReused, NotFound, NotReady, Unavailable
+from producer.jobs.errors import (
+    BadCursor,
+    FarmError,
+    IllegalTransition,
+    KeyAtWork,
+    KeyReused,
+    NotFound,
+    NotReady,
+    Overloaded,
+    TooManyWebhooks,
+    Unavailable,
+    WebhookDisabled,
+)
+from producer.jobs.models import ModelNotFound
 
 log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 5
+KEY_RETRY_AFTER_S = 1
 NAME_MAX_CHARACTERS = 200
 
 
@@ -42,13 +68,26 @@ INTERNAL = Kind(500, "internal", "The server made a mistake")
 
 KINDS: dict[type[Exception], Kind] = {
     Malformed: Kind(400, "malformed", "The body cannot be read"),
+    Unauthorized: Kind(401, "unauthorized", "A key is needed"),
+    Forbidden: Kind(403, "forbidden", "The key is not for this"),
     TooLarge: Kind(413, "too-large", "The body is too large"),
     WrongMediaType: Kind(415, "wrong-media-type", "The Content-Type is not understood here"),
     Invalid: INVALID,
-    KeyReused: Kind(422, "key-reused", "The idempotency key stands for another submission"),
+    BadCursor: INVALID,
+    KeyReused: Kind(422, "key-reused", "The idempotency key stands for something else"),
+    KeyAtWork: Kind(409, "key-at-work", "What was asked with this idempotency key is still being done"),
+    AnswerNotKept: Kind(409, "answer-not-kept", "What was asked with this idempotency key was done"),
     NotFound: Kind(404, "not-found", "There is no such thing"),
     NotReady: Kind(409, "not-ready", "The job has no image"),
     IllegalTransition: Kind(409, "illegal-transition", "The job's state does not allow this"),
+    ModelNotFound: Kind(404, "model-not-found", "The farm does not draw with this model"),
+    openai.Ended: Kind(409, "ended", "The batch has ended"),
+    openai.Undrawable: Kind(400, "undrawable", "The request cannot be drawn"),
+    openai.NotDrawn: Kind(500, "not-drawn", "The job failed"),
+    openai.StillDrawing: Kind(504, "still-drawing", "The images are not drawn yet"),
+    WebhookDisabled: Kind(409, "webhook-disabled", "The webhook is disabled"),
+    TooManyWebhooks: Kind(409, "too-many-webhooks", "There are as many webhooks as may be"),
+    Overloaded: Kind(429, "overloaded", "A limit is reached"),
     Unavailable: Kind(503, "unavailable", "A service that the farm needs is away"),
 }
 
@@ -76,10 +115,18 @@ class Problem(BaseModel):
         )
 
     def answer(self, headers: Mapping[str, str] | None = None) -> Response:
+        if self.instance.startswith(f"{openai.PREFIX}/"):
+            status, content = openai.document(self.status, self._slug, self.detail, self.errors)
+            return JSONResponse(content, status, headers)
         content = self.model_dump(exclude_none=True)
         if self.errors is not None:
             content["errors"] = [fault.model_dump(exclude_none=True) for fault in self.errors]
         return JSONResponse(content, self.status, headers, media_type=MEDIA_TYPE)
+
+    @property
+    def _slug(self) -> str | None:
+        """Of its kind; plain HTTP has none."""
+        return self.type.rpartition(":")[2] if self.type.startswith("urn:") else None
 
 
 def faults_of(errors: Iterable[Any], *, line: int | None = None, skip: int = 0) -> list[Fault]:
@@ -106,26 +153,37 @@ def _message(error: Mapping[str, Any]) -> str:
 
 def install(app: FastAPI) -> None:
     """Let every error of ``app`` end as a problem document."""
-    app.add_exception_handler(FarmError, _of_known)
-    app.add_exception_handler(ApiError, _of_known)
+    app.add_exception_handler(FarmError, of_known)
+    app.add_exception_handler(ApiError, of_known)
     app.add_exception_handler(RequestValidationError, _of_parameters)
     app.add_exception_handler(HTTPException, _of_http)
     app.add_exception_handler(ClientDisconnect, _of_disconnect)
     app.add_exception_handler(Exception, _of_mistake)
 
 
-def _of_known(request: Request, error: Exception) -> Response:
+def of_known(request: Request, error: Exception) -> Response:
     kind = next((KINDS[cls] for cls in type(error).__mro__ if cls in KINDS), INTERNAL)
     if kind is INTERNAL:
         log.error("%s %s: %s", request.method, request.url.path, error)
     members = {"errors": _faults_in(error), "state": getattr(error, "state", None)}
-    headers = {"Retry-After": str(RETRY_AFTER_S)} if kind.status == 503 else None
-    return Problem.of(kind, request, str(error), **members).answer(headers)
+    return Problem.of(kind, request, str(error), **members).answer(_headers_of(error))
+
+
+def _headers_of(error: Exception) -> dict[str, str] | None:
+    if isinstance(error, Unauthorized):
+        return {"WWW-Authenticate": "Bearer"}
+    if isinstance(error, Overloaded):
+        return {"Retry-After": str(error.retry_after_s)}
+    if isinstance(error, KeyAtWork):
+        return {"Retry-After": str(KEY_RETRY_AFTER_S)}
+    if isinstance(error, openai.NotAgain):
+        return error.headers
+    return {"Retry-After": str(RETRY_AFTER_S)} if isinstance(error, Unavailable) else None
 
 
 def _faults_in(error: Exception) -> list[Fault] | None:
     if isinstance(error, KeyReused):
-        return [Fault(field=IDEMPOTENCY_KEY, message="was used for another submission")]
+        return [Fault(field=IDEMPOTENCY_KEY, message="was used for something else")]
     return error.faults if isinstance(error, Invalid) else None
 
 

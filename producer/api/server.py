@@ -1,6 +1,7 @@
 """Runs the API in this process until it is told to stop."""
 
 import errno
+import ipaddress
 import logging
 import signal
 import socket
@@ -13,6 +14,7 @@ import uvicorn
 from producer.api.app import create_app
 from producer.api.services import Services
 from producer.jobs.errors import PortTaken, SettingsError
+from producer.jobs.keys import Keys
 from producer.jobs.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -31,18 +33,41 @@ def serve(settings: Settings, *, announce: Callable[[str], None] = _say) -> None
     Port 0 takes a free one. ``announce`` is called with the base URL once requests are answered.
     To be called from the main thread: the signals are the process's.
 
+    Beyond the loopback it answers only with keys, and not before there is one with which keys can be made.
+
     Raises:
         PortTaken: somebody listens there already.
-        SettingsError: a setting is missing or wrong, or the schema is not this code's (SchemaMismatch).
+        SettingsError: a setting is missing or wrong, there is no key yet, or the schema is not this code's
+            (SchemaMismatch).
         Unavailable: Postgres or S3 is away.
     """
     with closing(listen(settings.api_host, settings.api_port)) as listener:
+        if beyond := not on_loopback(listener):
+            settings = settings.model_copy(update={"require_keys": True})
         services = Services.at(settings)
         services.prepare()  # said plainly here, before a server turns it into a traceback
+        if settings.require_keys:
+            _check_keys(services, beyond=beyond)
         services.close()
         server = Server(settings, announce)
         with _ending_by_signal(server):
             server.run(sockets=[listener])
+
+
+def _check_keys(services: Services, *, beyond: bool) -> None:
+    """Raises: SettingsError: nobody could ever ask anything, and others than this machine's users could try."""
+    if Keys(services.database).administered():
+        return
+    needed = "there is no administrator's key: make one with `ovis-batch keys create --admin NAME`"
+    if beyond:
+        host = services.settings.api_host
+        raise SettingsError(f"OVIS_API_HOST={host} is beyond this machine, and {needed}; it asks Postgres directly")
+    log.warning("keys are required, and %s", needed)
+
+
+def on_loopback(listener: socket.socket) -> bool:
+    """Whether only programs of this machine reach the socket."""
+    return ipaddress.ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -68,9 +93,10 @@ class Server(uvicorn.Server):
     """uvicorn, which says where it listens once it answers."""
 
     def __init__(self, settings: Settings, announce: Callable[[str], None]) -> None:
+        self._app = create_app(settings)
         super().__init__(
             uvicorn.Config(
-                create_app(settings),
+                self._app,
                 log_config=None,
                 access_log=False,
                 server_header=False,
@@ -84,6 +110,10 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         if self.started and sockets:
             self._announce(url_of(sockets[0]))
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._app.state.feed.close()  # streams of events would be waited for as long as open requests may be
+        await super().shutdown(sockets)
 
 
 def url_of(listener: socket.socket) -> str:

@@ -1,14 +1,24 @@
-"""What every endpoint stands on: the settings, the store, the queue and the bucket of one API process."""
+"""What every endpoint stands on: the settings, the store, the queue and the bucket of one API process, as the caller of
+the request may use them.
+
+Invariant: through ``Here`` a caller that is no administrator reaches its own tenant's rows alone, whatever the
+endpoint asks for: others' are not there. So no endpoint chooses by tenant itself.
+"""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 from fastapi import Depends, Request
+from fastapi.concurrency import run_in_threadpool
 
+from producer.api.access import ANYBODY, OPEN_PATHS, READING, Access, Caller
 from producer.jobs import schema
+from producer.jobs.contract import Scope
 from producer.jobs.errors import FarmError
+from producer.jobs.keys import Keys
+from producer.jobs.postgres import Database
 from producer.jobs.queue import Queue
 from producer.jobs.settings import Settings
 from producer.jobs.storage import Storage
@@ -16,8 +26,8 @@ from producer.jobs.store import Store
 
 CONNECTIONS = 10
 """To Postgres, for requests. A bulk submission holds one while its rows go in; the others keep answering."""
-BACKGROUND_CONNECTIONS = 3
-"""For dispatcher and sweep, which no number of requests may keep waiting."""
+BACKGROUND_CONNECTIONS = 5
+"""For dispatcher, sweep, deliveries and streams, which no number of requests may keep waiting."""
 
 
 @dataclass(frozen=True)
@@ -29,18 +39,35 @@ class Services:
     background: Store
     queue: Queue
     storage: Storage
+    access: Access
+    caller: Caller = ANYBODY
 
     @classmethod
     def at(cls, settings: Settings) -> "Services":
         """Raises: SettingsError: an address is not set."""
         database_url = settings.require("database_url")
+        store = Store.at(database_url, connections=CONNECTIONS)
         return cls(
             settings,
-            Store.at(database_url, connections=CONNECTIONS),
+            store,
             Store.at(database_url, connections=BACKGROUND_CONNECTIONS),
             Queue(settings.require("redis_url")),
             Storage(settings),
+            Access(Keys(store.database), require_keys=settings.require_keys),
         )
+
+    @property
+    def database(self) -> Database:
+        """For the nouns that have a file of their own beside the store: ``Files(here.database)``."""
+        return self.store.database
+
+    def whose(self, asked: str | None) -> str:
+        """For which tenant the caller makes something that should be ``asked``'s; None: its own. Raises: Forbidden."""
+        return self.caller.whose(asked)
+
+    def of(self, caller: Caller) -> "Services":
+        """The same, as this caller may use them."""
+        return replace(self, caller=caller, store=self.store if caller.admin else self.store.of(caller.tenant))
 
     def prepare(self) -> None:
         """Return if jobs can be accepted: the schema is this code's, and the bucket exists (created if it is missing).
@@ -73,10 +100,38 @@ def _ask(ping: Callable[[], None]) -> str:
     return "ok"
 
 
-def _services(request: Request) -> Services:
+async def caller_of(request: Request) -> Caller:
+    """Who asks. Found once a request, whoever needs it first. Raises: Unauthorized, Forbidden, Overloaded."""
+    if not hasattr(request.state, "caller"):
+        access = request.app.state.services.access
+        request.state.caller = await run_in_threadpool(access.caller, request)
+    caller: Caller = request.state.caller
+    return caller
+
+
+async def admitted(request: Request) -> None:
+    """A dependency of every path: whoever only reads needs the one scope, everybody else the other.
+
+    Raises: Unauthorized, Forbidden, Overloaded.
+    """
+    if request.scope["route"].path not in OPEN_PATHS:
+        (await caller_of(request)).need(Scope.READ if request.method in READING else Scope.SUBMIT)
+
+
+async def _here(request: Request) -> Services:
     services: Services = request.app.state.services
-    return services
+    if request.scope["route"].path in OPEN_PATHS:
+        return services
+    return services.of(await caller_of(request))
 
 
-Here = Annotated[Services, Depends(_services)]
-"""An endpoint's parameter: the services of the process that it runs in."""
+async def _administered(request: Request) -> Services:
+    here = await _here(request)
+    here.caller.need(Scope.ADMIN)
+    return here
+
+
+Here = Annotated[Services, Depends(_here)]
+"""An endpoint's parameter: the services of the process that it runs in, as the caller may use them."""
+Admin = Annotated[Services, Depends(_administered)]
+"""The same where only an administrator may ask."""

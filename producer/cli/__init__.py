@@ -6,7 +6,7 @@ Exit codes, the same for every command:
 1    done, and some image did not succeed
 2    bad input or settings: the message says what to change; nothing was submitted
 3    the farm, or a server that it needs, does not answer
-4    no such job or batch
+4    no such job, batch or key
 130  interrupted; jobs that were submitted go on
 
 A command that runs a part of the farm imports it inside its own function: celery, fastapi, alembic and boto3 take
@@ -20,8 +20,9 @@ import typer
 from rich.console import Console
 
 from pipeline.errors import PipelineError
-from producer.cli import farm, jobs, roles
+from producer.cli import batches, farm, jobs, keys, results, roles, submit, webhooks
 from producer.client import ClientError, NotFound, ServerError, Unreachable
+from producer.jobs import errors
 from producer.jobs.errors import FarmError, Unavailable
 from producer.jobs.settings import told
 
@@ -38,9 +39,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for module in (jobs, farm, roles):
+for module in (submit, jobs, results, batches, farm, roles):
     for command in module.COMMANDS:
         app.command()(command)
+app.add_typer(keys.keys, name="keys")
+app.add_typer(webhooks.webhooks, name="webhooks")
 
 
 def main() -> NoReturn:
@@ -67,6 +70,6 @@ def main() -> NoReturn:
 
 
 def _exit_code(error: Exception) -> int:
-    if isinstance(error, NotFound):
+    if isinstance(error, NotFound | errors.NotFound):
         return EXIT_NOT_FOUND
     return EXIT_UNREACHABLE if isinstance(error, Unreachable | ServerError | Unavailable) else EXIT_BAD_INPUT

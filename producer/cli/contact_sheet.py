@@ -9,6 +9,8 @@ WIDTH_PX = 1600
 CELL_PX = (300, 190)
 MARGIN_PX = 14
 LABEL_PX = 20
+IMAGES_MAX = 200
+"""More would be a wall, not a sheet."""
 PAPER, INK = "#f4f4f2", "#333333"
 
 

@@ -1,48 +1,87 @@
-"""Brings a batch's images into a folder: one file an image, ``results.csv``, and a contact sheet.
+"""Brings a batch's images into a folder: one file an image, the farm's table of results, and contact sheets.
 
 Asking again goes on where a broken download stopped: a file that is there with the right sha256 is not fetched again.
+However large the batch, a few dozen jobs and images are held at once.
 """
 
-import csv
 import errno
 import hashlib
-import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-from uuid import UUID
 
-from producer.cli.contact_sheet import make_contact_sheet
-from producer.client import Client, Job
+from producer.cli.contact_sheet import IMAGES_MAX, make_contact_sheet
+from producer.client import Batch, Client, Job
 from producer.jobs.errors import SettingsError
+from producer.jobs.file_names import SHEETS, FileNames
 
 AT_ONCE = 8
-RESULTS = "results.csv"
-SHEET = "contact-sheet.png"
+HELD = 8 * AT_ONCE
+"""Jobs that are asked for before the first of them is fetched."""
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-SHEET_MAX = 200
-"""Images on the contact sheet; more would be a wall, not a sheet."""
-COLUMNS = (
-    *("file", "name", "job", "state", "seed", "width", "height", "format", "sha256", "bytes"),
-    *("waiting_s", "drawing_s", "encoding_s", "uploading_s", "error", "warnings", "prompt"),
-)
 
 
-def download(client: Client, jobs: Sequence[Job], to: Path) -> None:
-    """Fetch the image of every job that succeeded, and say in ``results.csv`` what became of each.
+@dataclass
+class Downloaded:
+    """What a download brought."""
+
+    jobs: int = 0
+    images: int = 0  # that are there now
+    fetched: int = 0  # of these, by this download
+    sheets: list[Path] = field(default_factory=list)
+
+
+def download(client: Client, batch: Batch, to: Path, table: str = "csv") -> Downloaded:
+    """Fetch every image that is there into the folder ``to``, and beside them what became of each row.
+
+    Args:
+        table: csv, jsonl or xlsx.
 
     Raises:
         SettingsError: the folder cannot be written, or its disk is full.
         ClientError: the farm does not answer, or an image arrives with another sha256.
     """
-    files = _file_names(jobs)
+    names, done = FileNames(), Downloaded()
+    shown: list[Path] = []
+    with _writing(to), ThreadPoolExecutor(AT_ONCE) as pool:
+        jobs = client.batch_jobs(batch)
+        while some := list(islice(jobs, HELD)):
+            places = [(job, to / names.name(job.file_name, job.position)) for job in some]
+            good = [(job, path) for job, path in places if job.state == "succeeded"]
+            done.fetched += sum(pool.map(lambda place: _fetch(client, *place), good))
+            done.jobs += len(some)
+            done.images += len(good)
+            shown += [path for _, path in good[: IMAGES_MAX * len(SHEETS) - len(shown)]]
+        client.write_results(batch, to / f"results.{table}", table)
+        done.sheets = _make_sheets(shown, to)
+    return done
+
+
+def download_one(client: Client, job: Job, to: Path) -> Path:
+    """Fetch one job's image into the folder ``to``. Raises: Refused: it has none; and as ``download``."""
+    path = to / FileNames().name(job.file_name, job.position)
+    with _writing(to):
+        _fetch(client, job, path)
+    return path
+
+
+def download_zip(client: Client, batch: Batch, to: Path) -> Path:
+    """Fetch the images that are there and the table as one ZIP, in one go. Raises: as ``download``."""
+    path = to / f"{batch.id}.zip"
+    with _writing(to):
+        client.write_images(batch, path)
+    return path
+
+
+@contextmanager
+def _writing(to: Path) -> Iterator[None]:
+    """A folder to write to. Raises: SettingsError, with what to do."""
     try:
         to.mkdir(parents=True, exist_ok=True)
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            list(pool.map(lambda job: _fetch(client, job, to / files[job.id]), _succeeded(jobs)))
-        _write_results(jobs, files, to / RESULTS)
-        if pictures := [to / files[job.id] for job in _succeeded(jobs)]:
-            make_contact_sheet(pictures[:SHEET_MAX], to / SHEET)
+        yield
     except OSError as error:
         raise _unwritable(to, error) from error
 
@@ -55,26 +94,10 @@ def _unwritable(to: Path, error: OSError) -> SettingsError:
     return SettingsError(f"{to} cannot be written ({error.strerror or error}): choose another folder with --to")
 
 
-def _succeeded(jobs: Iterable[Job]) -> list[Job]:
-    return [job for job in jobs if job.state == "succeeded"]
-
-
-def _file_names(jobs: Iterable[Job]) -> dict[UUID, str]:
-    """A file name for each job; where it is taken, its row's number follows, or the next number that is free."""
-    names: dict[UUID, str] = {}
-    taken = {RESULTS, SHEET}
-    for job in jobs:
-        path = Path(Path(job.file_name).name)
-        numbered = (f"{path.stem}-{number}{path.suffix}" for number in itertools.count(job.position + 1))
-        name = next(name for name in itertools.chain([path.name], numbered) if name.casefold() not in taken)
-        taken.add(name.casefold())
-        names[job.id] = name
-    return names
-
-
-def _fetch(client: Client, job: Job, path: Path) -> None:
-    if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == job.sha256:
-        return
+def _fetch(client: Client, job: Job, path: Path) -> bool:
+    """Whether the image had to be fetched, or was there already."""
+    if path.is_file() and _sha256(path) == job.sha256:
+        return False
     part = path.with_name(f"{path.name}.part")
     body = client.download(job)
     try:
@@ -83,37 +106,19 @@ def _fetch(client: Client, job: Job, path: Path) -> None:
     except OSError:
         part.unlink(missing_ok=True)  # half a file helps nobody, least of all on a full disk
         raise
+    return True
 
 
-def _write_results(jobs: Iterable[Job], files: dict[UUID, str], path: Path) -> None:
-    with path.open("w", newline="", encoding="utf-8-sig") as file:
-        table = csv.DictWriter(file, COLUMNS)
-        table.writeheader()
-        table.writerows(_result(job, files[job.id]) for job in jobs)
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _result(job: Job, file_name: str) -> dict[str, object]:
-    request = job.request
-    return {
-        "file": file_name if job.state == "succeeded" else "",
-        "name": job.name or "",
-        "job": job.id,
-        "state": job.state,
-        "seed": request["seed"],
-        "width": job.width_px or request["width"],
-        "height": job.height_px or request["height"],
-        "format": job.format or request["format"],
-        "sha256": job.sha256 or "",
-        "bytes": job.size_bytes or "",
-        "waiting_s": _seconds(job.waiting_s),
-        "drawing_s": _seconds(job.drawing_s),
-        "encoding_s": _seconds(job.encoding_s),
-        "uploading_s": _seconds(job.uploading_s),
-        "error": job.error_message or "",
-        "warnings": "; ".join(job.warnings),
-        "prompt": request["prompt"],
-    }
-
-
-def _seconds(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"
+def _make_sheets(pictures: Iterable[Path], to: Path) -> list[Path]:
+    remaining = iter(pictures)
+    sheets = []
+    for name in SHEETS:
+        if some := list(islice(remaining, IMAGES_MAX)):
+            make_contact_sheet(some, to / name)
+            sheets.append(to / name)
+    return sheets

@@ -12,15 +12,15 @@ from rich.console import Console
 
 from producer.cli import jobs
 from producer.cli.download import download
+from producer.cli.results import downloaded
 from producer.client import Client
 from producer.jobs.errors import AlreadyRunning
 from producer.jobs.settings import Settings, load_settings
-from producer.manifest import ManifestKind, accept, read
 
 ECHO_S = 1.0
 """Terminal, make and shell may each pass the same Ctrl-C on."""
 CATALOGUE = Path(__file__).parent / "catalogue" / "banners.csv"
-NAME = "{sku}_{width}x{height}"
+NAME = "{sku}_{size}"
 console = Console(highlight=False, soft_wrap=True)
 
 
@@ -59,18 +59,12 @@ def demo(
 
 def _draw_catalogue(settings: Settings, to: Path, look_after: Callable[[], None]) -> int:
     _say_where(settings)
-    rows: list[dict[str, object]] = []
-    with CATALOGUE.open(encoding="utf-8", newline="") as file:
-        accept(
-            read(file, ManifestKind.CSV, name_template=NAME),
-            keep=lambda row: rows.append(row.model_dump(mode="json", exclude_defaults=True)),
-        )
     with Client(settings.base_url) as client:
-        batch = client.submit_batch("demo catalogue", rows)
+        batch = client.submit_manifest(CATALOGUE, name="demo catalogue", file_name=NAME)
         _say(f"submitted {batch.jobs} banners from {CATALOGUE.name} as batch {batch.id}")
         batch = jobs.wait_for_batch(client, batch, on_poll=look_after)
-        download(client, list(client.batch_jobs(batch)), to)
-    _say(jobs.downloaded(batch.counts["succeeded"], batch.jobs, to))
+        done = download(client, batch, to)
+    _say(downloaded(done, to))
     return jobs.exit_code(batch)
 
 

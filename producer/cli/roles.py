@@ -17,7 +17,7 @@ from producer.jobs.settings import Settings, load_settings
 log = logging.getLogger(__name__)
 
 STOP_LIMIT_S = 15
-"""What the sweep may take to end: a request on a lost network ends by its own timeouts."""
+"""What sweep and deliveries may take to end: a request on a lost network ends by its own timeouts."""
 
 
 def migrate() -> None:
@@ -36,10 +36,11 @@ def api() -> None:
 
 
 def dispatcher() -> None:
-    """Run a dispatcher of its own: moves jobs to Redis, and sweeps the bucket. Several may run; one leads."""
+    """Run a dispatcher of its own: fills Redis, sweeps the bucket, tells webhooks. Several may run; one leads."""
     from prometheus_client import CollectorRegistry
 
     from producer.jobs import schema
+    from producer.jobs.deliverer import Deliverer
     from producer.jobs.dispatcher import Dispatcher
     from producer.jobs.metrics import DispatcherCollector, SweeperCollector, serve_metrics
     from producer.jobs.queue import Queue
@@ -58,19 +59,27 @@ def dispatcher() -> None:
         signal.signal(number, lambda *_: stop.set())
     leader = Dispatcher(store, queue, settings.durations)
     sweeper = Sweeper(store, storage, settings.durations, leads=lambda: leader.leading)
-    sweep = threading.Thread(target=sweeper.run, args=(stop,), name="sweep", daemon=True)
+    deliverer = Deliverer(
+        store.database, settings.durations, leads=lambda: leader.leading, private=settings.webhook_private
+    )
+    beside = [
+        threading.Thread(target=part.run, args=(stop,), name=name, daemon=True)
+        for part, name in ((sweeper, "sweep"), (deliverer, "deliveries"))
+    ]
     if settings.metrics_port is not None:
         registry = CollectorRegistry()
         registry.register(DispatcherCollector(leader))
         registry.register(SweeperCollector(sweeper))
         port = serve_metrics(registry, settings.metrics_host, settings.metrics_port)
         log.info("metrics at http://%s:%d/metrics", settings.metrics_host, port)
-    sweep.start()
+    for thread in beside:
+        thread.start()
     try:
         leader.run(stop)
     finally:
         stop.set()
-        sweep.join(STOP_LIMIT_S)
+        for thread in beside:
+            thread.join(STOP_LIMIT_S)
         for part in (queue, store, storage):
             part.close()
 

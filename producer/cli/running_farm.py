@@ -1,6 +1,6 @@
 """The API and the workers beside the servers of one machine: started in order, looked after, stopped in order.
 
-Everything here speaks to this farm's own API, whatever other farm OVIS_API_URL leads to.
+Everything here speaks to this farm's own API and Postgres, whatever other farm OVIS_API_URL leads to.
 """
 
 import re
@@ -13,12 +13,12 @@ from contextlib import closing, contextmanager
 import httpx
 
 from producer.api.server import listen
-from producer.client import Client
 from producer.jobs import schema
 from producer.jobs.errors import SettingsError
 from producer.jobs.local import Ended, Processes, local_servers
 from producer.jobs.restarts import Restarts
 from producer.jobs.settings import Settings
+from producer.jobs.store import Store
 
 START_S = 120.0
 EXIT_SETTINGS = 2
@@ -124,8 +124,8 @@ def running_farm(settings: Settings, workers: int, say: Callable[[str], None]) -
         if workers:
             farm.start_workers(workers)
         farm.wait_for(lambda: _ready(own), "the API")
-        with Client(own.base_url) as client:
-            farm.wait_for(lambda: sum(worker.live for worker in client.farm().workers) >= workers, "a worker")
+        with closing(Store.at(own.require("database_url"), connections=1)) as store:  # no key is needed for this
+            farm.wait_for(lambda: store.window(lease_s=own.durations.lease_s).workers >= workers, "a worker")
         yield farm
 
 

@@ -3,6 +3,6 @@
 It reads the store and changes nothing. Everything it needs comes from this process, so it works without the Internet.
 """
 
-from producer.dashboard.page import dashboard
+from producer.dashboard.page import Viewer, dashboard, login_page
 
-__all__ = ["dashboard"]
+__all__ = ["Viewer", "dashboard", "login_page"]

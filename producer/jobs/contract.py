@@ -46,6 +46,14 @@ RETRIED = frozenset({State.FAILED, State.CANCELLED})
 """What a person may send back to the queue: the one way out of a terminal state."""
 
 
+class Scope(StrEnum):
+    """What a key is for. Whoever may administer may do the rest too."""
+
+    SUBMIT = "submit"
+    READ = "read"
+    ADMIN = "admin"
+
+
 class Outcome(StrEnum):
     """How a claim ended; one per row of the history."""
 
@@ -55,6 +63,23 @@ class Outcome(StrEnum):
     LEASE_LOST = "lease_lost"
     DRAINED = "drained"
     CANCELLED = "cancelled"
+
+
+class EventKind(StrEnum):
+    """What streams and webhooks tell. All but ``job.progress`` are rows, written by triggers."""
+
+    JOB_RUNNING = "job.running"
+    JOB_PROGRESS = "job.progress"
+    JOB_QUEUED = "job.queued"  # given back or retried: a submission tells nothing
+    JOB_SUCCEEDED = "job.succeeded"
+    JOB_FAILED = "job.failed"
+    JOB_CANCELLED = "job.cancelled"
+    BATCH_FINISHED = "batch.finished"
+
+    @classmethod
+    def of_state(cls, state: State) -> "EventKind":
+        """What is told when a job comes to be in ``state``."""
+        return cls(f"job.{state}")
 
 
 class Priority(StrEnum):
@@ -168,6 +193,7 @@ class Claim(Fence):
     request: dict[str, Any]
     checkpoint_key: str | None  # where an earlier claim left the unfinished image
     checkpoint_step: int  # steps done in it
+    previews: int  # unfinished pictures that are wanted on the way
 
     @property
     def message(self) -> Message:
@@ -274,6 +300,13 @@ class Job(BaseModel):
         return f"{stem}.{(self.format or self.request.format).suffix}"
 
 
+class Standing(NamedTuple):
+    """Where a job is, in few words: for those who wait for it."""
+
+    state: State
+    preview_key: str | None
+
+
 class Batch(BaseModel):
     """The jobs that were submitted together, counted by state."""
 
@@ -352,3 +385,33 @@ class Farm(BaseModel):
     images_last_minute: int
     published: int = Field(description="Messages in Redis that nobody has claimed yet.")
     workers: list[Worker]
+
+
+class Webhook(BaseModel):
+    """An address that is told of a tenant's events. Its secret is shown once, when it is made."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: UUID
+    tenant: str
+    url: str
+    kinds: list[EventKind]
+    created_at: datetime
+    disabled_at: datetime | None = Field(description="When its receiver said that it is gone for good.")
+
+
+class Delivery(BaseModel):
+    """An event on its way to one webhook."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: UUID = Field(description="Of the message, the same at each attempt.")
+    webhook_id: UUID
+    kind: EventKind
+    data: dict[str, Any]
+    created_at: datetime
+    attempts: int
+    next_at: datetime | None = Field(description="When it is tried next; null: no more.")
+    delivered_at: datetime | None
+    last_status: int | None = Field(description="HTTP status of the last attempt.")
+    last_error: str | None = Field(description="What was wrong with the last attempt.")

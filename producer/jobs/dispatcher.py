@@ -19,15 +19,16 @@ import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from uuid import UUID, uuid4
 
 from producer.jobs import schema
-from producer.jobs.contract import Next, Priority, Window
+from producer.jobs.contract import Lane, Next, Priority, Window
 from producer.jobs.errors import SchemaMismatch, Unavailable
 from producer.jobs.fairness import FairOrder
+from producer.jobs.limits import room_to_draw
 from producer.jobs.queue import Queue
 from producer.jobs.settings import Durations
 from producer.jobs.store import Listener, Store
@@ -68,6 +69,7 @@ class Dispatcher:
         self._renew_at = 0.0
         self._audit_at = 0.0
         self._reopen_at = 0.0
+        self._finish_at = 0.0
         self._losses = Losses(durations)
         self._connected_since = 0.0
         self._missing: str | None = None
@@ -129,8 +131,17 @@ class Dispatcher:
         self._found_again("Postgres")
         if self.leading and now >= self._reopen_at:
             self._reopen(now)
+        if self.leading and now >= self._finish_at:
+            self._finish_batches()
         if self.leading and now - self._connected_since >= self._durations.lease_s:
             self._reclaim()
+
+    def _finish_batches(self) -> None:
+        """Each open batch is looked at, of thousands perhaps: so seldom that it takes a small part of the time."""
+        began = time.monotonic()
+        self._store.finish_batches(self.id)
+        ended = time.monotonic()
+        self._finish_at = ended + 20 * (ended - began)
 
     def _reclaim(self) -> None:
         """Only after one full lease of our own without a break: an outage of Postgres costs nobody a claim."""
@@ -199,15 +210,17 @@ class Dispatcher:
         if not below:
             return
         lanes = {lane.id: lane for lane in self._store.lanes()}
+        caps = Caps(room_to_draw(self._store.database), lanes)
         for reach in REACHES:
-            picked = self._order.pick(lanes.values(), room, reach)
-            wanted = dict(takewhile(lambda ask: lanes[ask[0]].priority.rank < below, picked.items()))
+            picked = self._order.pick(caps.free(), room, reach)
+            wanted = caps.within(takewhile(lambda ask: lanes[ask[0]].priority.rank < below, picked.items()))
             messages = self._store.next_messages(self.id, wanted, room) if wanted else []
             self._order.charge(messages)
             self._publish(messages)
             room -= len(messages)
             if room <= 0 or not wanted:
                 return
+            caps.take(messages)
             for lane_id in self._close_short(wanted, messages):
                 del lanes[lane_id]
 
@@ -243,6 +256,43 @@ class Dispatcher:
         if self._missing == dependency:
             log.info("%s answers again: dispatching goes on", dependency)
             self._missing = None
+
+
+class Caps:
+    """The tenants that may have only so many images drawn at once. One that is full is passed over, as if it had
+    nothing to do: it saves up no turns, and takes none of others'.
+
+    ``left`` is how many messages may still be published for each; ``lanes`` are the ones of this turn, as they are now.
+    """
+
+    def __init__(self, left: dict[str, int], lanes: Mapping[int, Lane]) -> None:
+        self._left = left
+        self._lanes = lanes
+
+    def free(self) -> Collection[Lane]:
+        """The lanes of which at least one more job may be drawn."""
+        if not self._left:
+            return self._lanes.values()
+        return [lane for lane in self._lanes.values() if self._left.get(lane.tenant, 1) > 0]
+
+    def within(self, asks: Iterable[tuple[int, int]]) -> dict[int, int]:
+        """Of what is to be asked of each lane, as much as its tenant may have."""
+        left, wanted = dict(self._left), {}
+        for lane_id, count in asks:
+            tenant = self._lanes[lane_id].tenant
+            allowed = min(count, left.get(tenant, count))
+            if allowed > 0:
+                wanted[lane_id] = allowed
+            if tenant in left:
+                left[tenant] -= allowed
+        return wanted
+
+    def take(self, messages: Iterable[Next]) -> None:
+        """These were published."""
+        for message in messages:
+            tenant = self._lanes[message.lane_id].tenant
+            if tenant in self._left:
+                self._left[tenant] -= 1
 
 
 class Losses:

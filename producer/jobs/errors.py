@@ -6,10 +6,15 @@ FarmError
 │   ├── PortTaken       .port
 │   └── AlreadyRunning  .pid holds the data folder
 ├── Unavailable         a dependency is away (.dependency): back off and ask again; nothing is lost
+├── Overloaded          a limit of the tenant is reached: ask again after .retry_after_s
 ├── LostClaim           another worker owns the row: stop quietly, write nothing
 ├── NotFound            no such job, batch or image
-├── KeyReused           the idempotency key (.key) came before with another submission
+├── BadCursor           a page is asked for by a cursor that this list never gave
+├── KeyReused           the idempotency key (.key) came before with something else
+├── KeyAtWork           what was asked with that key is not answered yet: ask again soon
 ├── NotReady            the job has no image (yet): .state says why
+├── WebhookDisabled     enable it first
+├── TooManyWebhooks     delete one first
 └── IllegalTransition   .state cannot go there
 
 The pipeline's own errors (``pipeline.errors``) are classed the same way; the table that maps every class to
@@ -60,6 +65,14 @@ class Unavailable(FarmError):
         self.dependency = dependency
 
 
+class Overloaded(FarmError):
+    """A limit of the tenant is reached, and nothing was done. ``retry_after_s``: whole seconds, when to ask again."""
+
+    def __init__(self, message: str, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
 class LostClaim(FarmError):
     """The row is another worker's, or a person's: stop quietly and write nothing."""
 
@@ -85,12 +98,41 @@ class NotReady(FarmError):
         self.state = state
 
 
+class BadCursor(FarmError):
+    """The cursor is none that this list, in this order, ever gave."""
+
+    def __init__(self) -> None:
+        super().__init__("the cursor is none of this list: begin without one, or give the 'next' of the page before")
+
+
 class KeyReused(FarmError):
-    """An idempotency key stands for one submission: another one needs another key."""
+    """An idempotency key stands for what was asked with it first: anything else needs another key."""
 
     def __init__(self, key: str) -> None:
-        super().__init__(f"the idempotency key {key!r} was used for another submission: take a new key for a new one")
+        super().__init__(f"the idempotency key {key!r} was used for something else: take a new key for a new request")
         self.key = key
+
+
+class KeyAtWork(FarmError):
+    """What was asked first with this idempotency key is still being done. Ask again: its answer is then yours."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"what was asked with the idempotency key {key!r} is still being done: ask again in a moment")
+        self.key = key
+
+
+class WebhookDisabled(FarmError):
+    """Nothing is sent to a webhook that is disabled: enable it first."""
+
+    def __init__(self, webhook_id: UUID) -> None:
+        super().__init__(f"webhook {webhook_id} is disabled: enable it first")
+
+
+class TooManyWebhooks(FarmError):
+    """The tenant has as many webhooks as it may have."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__(f"there are {most} webhooks, and no more may be: delete one first")
 
 
 class IllegalTransition(FarmError):

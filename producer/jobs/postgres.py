@@ -94,6 +94,11 @@ class Database:
         """The same pool, through which only this tenant's rows are there."""
         return Database(self._engine, tenant)
 
+    @property
+    def tenant(self) -> str | None:
+        """Whose rows alone are there; None: everybody's."""
+        return self._tenant
+
     def close(self) -> None:
         self._engine.dispose()
 
@@ -126,7 +131,8 @@ class Database:
 
 @contextmanager
 def as_owner(connection: Connection) -> Iterator[None]:
-    """For COPY, which Postgres refuses where row-level security holds. What is copied must be the tenant's own."""
+    """For what Postgres refuses where row-level security holds: COPY, and an index for an operator that is not
+    leakproof. What is copied must be the tenant's own, and a statement must name the tenant itself."""
     role = connection.scalar(text("SELECT current_user"))
     if role != ROLE:
         yield

@@ -125,6 +125,26 @@ class Durations(BaseModel):
         return self._scaled(600)
 
     @property
+    def stream_s(self) -> float:
+        """Between two looks for events that somebody follows."""
+        return self._scaled(0.5)
+
+    @property
+    def stream_beat_s(self) -> float:
+        """A stream of events is not silent for longer, and its key is looked at again as often."""
+        return self._scaled(15)
+
+    @property
+    def delivery_s(self) -> float:
+        """Between two looks for deliveries that are due."""
+        return self._scaled(1)
+
+    @property
+    def delivery_waits_s(self) -> tuple[float, ...]:
+        """Before each further attempt of a delivery: ten attempts within three days and four hours."""
+        return tuple(map(self._scaled, (5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400)))
+
+    @property
     def grace_s(self) -> float:
         """What a worker that is told to stop may still take to finish what it draws."""
         return self._scaled(20)
@@ -153,7 +173,18 @@ class Settings(BaseSettings):
 
     api_host: str = "127.0.0.1"
     api_port: int = Field(default=8000, ge=0, le=PORT_MAX)
-    api_url: str | None = Field(default=None, description="Where the command line and the client find the API.")
+    require_keys: bool = Field(
+        default=False, description="Nobody uses the API without a key; always so when it listens beyond the loopback."
+    )
+    api_url: str | None = Field(default=None, description="Where the command line finds the API.")
+    api_key: SecretStr | None = Field(default=None, description="By which the command line asks the API.")
+    webhook_private: bool = Field(
+        default=False, description="Webhooks may lead into private networks, and be plain http."
+    )
+
+    image_wait_s: PositiveFloat = Field(
+        default=570, description="How long POST /v1/images/generations waits; OpenAI's package waits 600 s."
+    )
 
     model: str | None = Field(default=None, description="'tiny', a checkpoint folder, or a hub name.")
     model_revision: str | None = Field(default=None, description="A commit of the hub repository.")

@@ -7,9 +7,9 @@ differ there.
 
 from base64 import b64encode
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from hashlib import md5
-from typing import TYPE_CHECKING, Any, cast
+from typing import IO, TYPE_CHECKING, Any, cast
 from uuid import UUID
 
 import boto3
@@ -24,6 +24,7 @@ from producer.jobs.s3_clock import ServerClock
 from producer.jobs.settings import Settings
 
 if TYPE_CHECKING:
+    from botocore.response import StreamingBody
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_s3.literals import BucketLocationConstraintType
     from mypy_boto3_s3.type_defs import CreateBucketConfigurationTypeDef
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 DEFAULT_REGION = "us-east-1"
 IMAGES = "images/"
 CHECKPOINTS = "checkpoints/"
+PREVIEWS = "previews/"
+FILES = "files/"
+PIECE_BYTES = 262_144
 PAGE = 1000
 """Keys that S3 lists or deletes at once, at most."""
 MOST_CONNECTIONS = 80
@@ -51,6 +55,11 @@ def object_key(batch_id: UUID | None, job_id: UUID, claim: int, image_format: Im
 def checkpoint_key(job_id: UUID, claim: int, step: int) -> str:
     """``checkpoints/<job>/<claim>-<step>.safetensors``: an image that was drawn as far as this step."""
     return f"{CHECKPOINTS}{job_id}/{claim}-{step}.safetensors"
+
+
+def preview_key(job_id: UUID, claim: int, step: int) -> str:
+    """``previews/<job>/<claim>-<step>.jpg``: how the image looked after this step."""
+    return f"{PREVIEWS}{job_id}/{claim}-{step}.jpg"
 
 
 class Storage:
@@ -132,16 +141,40 @@ class Storage:
         if "ETag" not in answer:
             raise Unavailable("S3", "half an answer on PutObject")
 
+    def put_file(self, key: str, file: IO[bytes], media_type: str) -> None:
+        """The same of a file that can be rewound, from its beginning, in constant memory. Raises: Unavailable."""
+        digest = md5(usedforsecurity=False)
+        file.seek(0)
+        while piece := file.read(PIECE_BYTES):
+            digest.update(piece)
+        file.seek(0)
+        checksum = b64encode(digest.digest()).decode()
+        with self._reaching():
+            self._client.put_object(Bucket=self.bucket, Key=key, Body=file, ContentType=media_type, ContentMD5=checksum)
+
     def get(self, key: str) -> bytes:
         """Read one object, all or nothing. Raises: NotFound, Unavailable."""
+        body = self._body(key)
+        with self._reaching():
+            return body.read()
+
+    def pieces(self, key: str) -> Iterator[bytes]:
+        """Read one object piece by piece. Raises: NotFound, at once; Unavailable, in its midst too."""
+        return self._pieces(self._body(key))
+
+    def _pieces(self, body: "StreamingBody") -> Iterator[bytes]:
+        with closing(body), self._reaching():
+            yield from body.iter_chunks(PIECE_BYTES)
+
+    def _body(self, key: str) -> "StreamingBody":
         with self._reaching():
             try:
                 answer = self._client.get_object(Bucket=self.bucket, Key=key)
             except self._client.exceptions.NoSuchKey:
                 raise NotFound("object", key) from None
-            if not answer["ResponseMetadata"]["HTTPHeaders"].keys() & TELLS_THE_END:
-                raise Unavailable("S3", "half an answer on GetObject")
-            return answer["Body"].read()
+        if not answer["ResponseMetadata"]["HTTPHeaders"].keys() & TELLS_THE_END:
+            raise Unavailable("S3", "half an answer on GetObject")
+        return answer["Body"]
 
     def pages(self, prefix: str) -> Iterator[list[str]]:
         """The keys that begin so, in order, up to 1,000 a page (and none empty), each asked for when it is wanted.

@@ -27,6 +27,7 @@ import psycopg
 from psycopg.types.json import Json
 from sqlalchemy import Connection, text
 
+from producer.jobs import prompt_words
 from producer.jobs.contract import (
     DEFAULT_TENANT,
     RETRIED,
@@ -44,6 +45,7 @@ from producer.jobs.contract import (
     Priority,
     Recorded,
     Rejection,
+    Standing,
     State,
     Submission,
     SubmissionKey,
@@ -51,8 +53,10 @@ from producer.jobs.contract import (
     Window,
     Worker,
 )
-from producer.jobs.errors import IllegalTransition, KeyReused, LostClaim, NotFound
+from producer.jobs.errors import IllegalTransition, KeyAtWork, KeyReused, LostClaim, NotFound
+from producer.jobs.limits import Allowance
 from producer.jobs.postgres import Database, as_owner, reaching
+from producer.jobs.prompt_words import WordRows
 from producer.jobs.table import jobs as jobs_table
 
 CHANNEL = "ovis_jobs"
@@ -101,9 +105,11 @@ class Store:
         tenant: str = DEFAULT_TENANT,
         key: SubmissionKey | None = None,
         deduplicate: bool = False,
+        previews: int = 0,
     ) -> Job:
-        """Insert one job, alone. A ``key`` that came before gives the job of then. Raises: KeyReused.
+        """Insert one job, alone. A ``key`` that came before gives the job of then. Raises: KeyReused, Overloaded.
 
+        ``previews`` unfinished pictures are wanted on the way, 0 to 3.
         ``deduplicate``: if the tenant has the very image already, its job is the answer, and nothing is inserted.
         """
         if deduplicate and (drawn := self._drawn(submission, tenant)):
@@ -112,8 +118,11 @@ class Store:
         with self._begin() as connection:
             earlier = _earlier(connection, tenant, key, job_id=job_id)
             if earlier is None:
+                allowance = Allowance(connection, tenant)
                 lanes = {submission.priority: _single_lane(connection, tenant, submission.priority)}
-                _copy_jobs(connection, _Destination(tenant, None, lanes, max_failures), [submission], [job_id])
+                to = _Destination(tenant, None, lanes, max_failures, previews)
+                _copy_jobs(connection, to, [submission], [job_id])
+                allowance.settle(1)
                 _notify(connection)
         return self.job(job_id if earlier is None else earlier.job_id)
 
@@ -143,7 +152,7 @@ class Store:
 
         ``entries`` is read once, row by row, so it may be a generator over a large file; an exception that it raises
         undoes everything and passes on. Rejections are held in memory until the jobs are in. A ``key`` that came
-        before gives the batch of then, and reads nothing. Raises: KeyReused.
+        before gives the batch of then, and reads nothing. Raises: KeyReused, Overloaded.
 
         ``deduplicate``: what the tenant has drawn already is not drawn again; such jobs have succeeded at once, with
         the image of the other (``Job.copy_of``).
@@ -152,17 +161,21 @@ class Store:
         with self._begin() as connection:
             earlier = _earlier(connection, tenant, key, batch_id=batch_id)
             if earlier is None:
+                allowance = Allowance(connection, tenant)
                 connection.execute(text("SET LOCAL statement_timeout = 0"))
                 batch = {"id": batch_id, "tenant": tenant, "name": name, "weight": weight, "file": file_id}
                 connection.execute(_INSERT_BATCH, batch | {"metadata": Json(dict(metadata or {}))})
                 lanes = _batch_lanes(connection, tenant, batch_id)
                 rejections: list[Rejection] = []
                 good = _good(entries, rejections)
+                if not deduplicate:  # else nobody knows yet how many will wait
+                    good = allowance.within(good)
                 count = _copy_jobs(connection, _Destination(tenant, batch_id, lanes, max_failures), good)
                 _insert_rejections(connection, tenant, batch_id, rejections)
                 connection.execute(_COMPLETE_BATCH, {"id": batch_id, "jobs": count, "rejected": len(rejections)})
                 if deduplicate:
                     connection.execute(_SHARE_DRAWN, {"batch": batch_id, "tenant": tenant})
+                allowance.settle(count)
                 _notify(connection)
         return self.batch(batch_id if earlier is None else earlier.batch_id)
 
@@ -189,13 +202,20 @@ class Store:
         """Raises: NotFound."""
         with self._begin() as connection:
             row = (
-                connection.execute(text(f"SELECT {_JOB_COLUMNS} FROM jobs WHERE id = :id"), {"id": job_id})
+                connection.execute(text(f"SELECT {JOB_COLUMNS} FROM jobs WHERE id = :id"), {"id": job_id})
                 .mappings()
                 .first()
             )
         if row is None:
             raise NotFound("job", job_id)
-        return _job(row)
+        return job_of(row)
+
+    def standings(self, job_ids: Sequence[UUID]) -> dict[UUID, Standing]:
+        """Where these jobs are; one that does not exist is left out."""
+        statement = text("SELECT id, state, preview_key FROM jobs WHERE id = ANY(:ids)")
+        with self._single() as connection:
+            rows = connection.execute(statement, {"ids": list(job_ids)})
+            return {row.id: Standing(State(row.state), row.preview_key) for row in rows}
 
     def jobs(
         self, *, state: State | None = None, limit: int = 100, before: int | None = None
@@ -203,7 +223,7 @@ class Store:
         """The newest jobs first, and where the next page starts (``before``), None at the end."""
         statement = text(
             f"""
-            SELECT {_JOB_COLUMNS}, seq FROM jobs
+            SELECT {JOB_COLUMNS}, seq FROM jobs
             WHERE (CAST(:state AS text) IS NULL OR state = :state)
               AND (CAST(:before AS bigint) IS NULL OR seq < :before)
             ORDER BY seq DESC LIMIT :limit
@@ -211,20 +231,25 @@ class Store:
         )
         with self._begin() as connection:
             rows = connection.execute(statement, {"state": state, "before": before, "limit": limit}).mappings().all()
-        return [_job(row) for row in rows], rows[-1]["seq"] if len(rows) == limit else None
+        return [job_of(row) for row in rows], rows[-1]["seq"] if len(rows) == limit else None
 
     def batch(self, batch_id: UUID) -> Batch:
         """Raises: NotFound."""
         with self._begin() as connection:
-            found = _batches(connection, "WHERE b.id = :id", {"id": batch_id})
+            found = batches_where(connection, "WHERE b.id = :id", {"id": batch_id})
         if not found:
             raise NotFound("batch", batch_id)
         return found[0]
 
-    def batches(self, limit: int = 20) -> list[Batch]:
-        """The newest batches first."""
+    def batches(self, limit: int = 20, *, after: UUID | None = None) -> list[Batch]:
+        """The newest batches first, those behind ``after``."""
+        which = """
+            WHERE CAST(:after AS uuid) IS NULL
+               OR (b.created_at, b.id) < (SELECT created_at, id FROM batches WHERE id = :after)
+            ORDER BY b.created_at DESC, b.id DESC LIMIT :limit
+        """
         with self._begin() as connection:
-            return _batches(connection, "ORDER BY b.created_at DESC LIMIT :limit", {"limit": limit})
+            return batches_where(connection, which, {"limit": limit, "after": after})
 
     def batch_jobs(
         self, batch_id: UUID, *, after: int = -1, limit: int = 1000, state: State | None = None
@@ -232,7 +257,7 @@ class Store:
         """The batch's jobs in the order of submission, those behind position ``after``. Raises: NotFound."""
         statement = text(
             f"""
-            SELECT {_JOB_COLUMNS} FROM jobs
+            SELECT {JOB_COLUMNS} FROM jobs
             WHERE batch_id = :batch AND position > :after AND (CAST(:state AS text) IS NULL OR state = :state)
             ORDER BY position LIMIT :limit
             """
@@ -244,7 +269,7 @@ class Store:
                 text("SELECT count(*) FROM batches WHERE id = :id"), {"id": batch_id}
             ):
                 raise NotFound("batch", batch_id)
-        return [_job(row) for row in rows]
+        return [job_of(row) for row in rows]
 
     def last_failures(self, limit: int = 10) -> list[Job]:
         """The jobs that failed last, newest first."""
@@ -256,12 +281,12 @@ class Store:
 
     def _by_end(self, state: str, limit: int) -> list[Job]:
         statement = text(
-            f"SELECT {_JOB_COLUMNS} FROM jobs WHERE state = :state AND finished_at IS NOT NULL"
+            f"SELECT {JOB_COLUMNS} FROM jobs WHERE state = :state AND finished_at IS NOT NULL"
             " ORDER BY finished_at DESC LIMIT :limit"
         )
         with self._begin() as connection:
             rows = connection.execute(statement, {"state": state, "limit": limit}).mappings().all()
-        return [_job(row) for row in rows]
+        return [job_of(row) for row in rows]
 
     def history(self, job_id: UUID) -> list[dict[str, Any]]:
         """The job's claims, first to last: when, where, how each ended."""
@@ -275,10 +300,15 @@ class Store:
             return [dict(row) for row in connection.execute(statement, {"id": job_id}).mappings()]
 
     def farm(self, *, lease_s: float) -> Farm:
-        """The whole farm at one moment. Workers that ended in order are left out; silent ones stay for an hour."""
+        """The whole farm at one moment. Workers that ended in order are left out; silent ones stay for an hour.
+
+        A tenant is told all workers, and of what they draw its own jobs.
+        """
         with self._begin() as connection:
             row = connection.execute(_FARM).mappings().one()
-            workers = connection.execute(_WORKERS, {"lease": lease_s}).mappings().all()
+            workers = [dict(worker) for worker in connection.execute(_WORKERS, {"lease": lease_s}).mappings()]
+            if self.database.tenant is not None:
+                _keep_own_drawing(connection, workers)
         counts = row["counts"] or {}
         return Farm(
             at=row["at"],
@@ -295,9 +325,9 @@ class Store:
             return [dict(row) for row in connection.execute(text("SELECT * FROM ops_backlog")).mappings()]
 
     def tenants(self) -> list[Tenant]:
-        """Those that were given a weight."""
+        """Those that were given a weight or a limit."""
         with self._begin() as connection:
-            rows = connection.execute(text("SELECT name, weight FROM tenants ORDER BY name")).mappings()
+            rows = connection.execute(text(f"SELECT {_TENANT_COLUMNS} FROM tenants ORDER BY name")).mappings()
             return [Tenant(**row) for row in rows]
 
     def rejections(self, batch_id: UUID, *, after: int = 0, limit: int = 1000) -> list[Rejection]:
@@ -314,15 +344,13 @@ class Store:
 
     # A person's steps.
 
-    def set_tenant_weight(self, name: str, weight: float) -> Tenant:
-        """Change the tenant's share beside others; 1 is what every tenant has at first."""
-        statement = text(
-            "INSERT INTO tenants (name, weight) VALUES (:name, :weight)"
-            " ON CONFLICT (name) DO UPDATE SET weight = excluded.weight"
-        )
+    def set_tenant(self, name: str, changes: Mapping[str, float | None]) -> Tenant:
+        """Change what is named of the tenant's weight and limits (fields of ``Tenant``); None takes a limit away."""
+        changed = ", ".join(f"{field} = :{field}" for field in Tenant.model_fields if field in changes)
+        statement = f"UPDATE tenants SET {changed or 'name = name'} WHERE name = :name RETURNING {_TENANT_COLUMNS}"
         with self._begin() as connection:
-            connection.execute(statement, {"name": name, "weight": weight})
-        return Tenant(name=name, weight=weight)
+            connection.execute(_MAKE_TENANT, {"name": name})
+            return Tenant(**connection.execute(text(statement), {**changes, "name": name}).mappings().one())
 
     def cancel(self, job_id: UUID) -> Job:
         """Cancel a queued or running job. Cancelling it twice is one cancel. Raises: NotFound, IllegalTransition."""
@@ -408,10 +436,11 @@ class Store:
 
     # A worker's steps, in the order of a job's way.
 
-    def beat(self, worker_id: UUID, description: dict[str, Any], drawing: str) -> None:
-        """The worker's heartbeat: host, pid, device, model, revision, version, capacity, and what it draws (JSON)."""
+    def beat(self, worker_id: UUID, description: dict[str, Any], drawing: str, speed: float | None = None) -> None:
+        """The worker's heartbeat: host, pid, device, model, revision, version, capacity, what it draws (JSON), and its
+        ``speed`` in megapixel-steps a second."""
         with self._single() as connection:
-            connection.execute(_BEAT, {"id": worker_id, "drawing": drawing, **description})
+            connection.execute(_BEAT, {"id": worker_id, "drawing": drawing, "speed": speed, **description})
 
     def farewell(self, worker_id: UUID) -> None:
         """The worker ends in order."""
@@ -453,6 +482,13 @@ class Store:
         """From now on the job goes on after ``step`` steps, with what lies at ``key``. Raises: LostClaim."""
         with self._single() as connection:
             noted = connection.execute(_NOTE_CHECKPOINT, _fence(fence) | {"key": key, "step": step})
+        if noted.rowcount != 1:
+            raise LostClaim(fence.job_id, fence.claim)
+
+    def note_preview(self, fence: Fence, key: str) -> None:
+        """From now on the job's unfinished image is shown by what lies at ``key``. Raises: LostClaim."""
+        with self._single() as connection:
+            noted = connection.execute(_NOTE_PREVIEW, _fence(fence) | {"key": key})
         if noted.rowcount != 1:
             raise LostClaim(fence.job_id, fence.claim)
 
@@ -597,6 +633,16 @@ class Store:
                 _notify(connection)
         return [(row.id, State(row.state)) for row in rows]
 
+    def finish_batches(self, holder: UUID) -> int:
+        """Note of each batch that nothing of it is queued or running any more; returns how many that were.
+
+        Two statements: the second sees what had been committed when the first took the locks. So a retry, which writes
+        the batch's row too, comes wholly before or wholly after.
+        """
+        with self._begin() as connection:
+            ended = [row.id for row in connection.execute(_LOCK_ENDED_BATCHES, {"holder": holder})]
+            return connection.execute(_FINISH_BATCHES, {"ids": ended}).rowcount if ended else 0
+
     def sweepable(self, keys: Sequence[str]) -> list[str]:
         """Of these object keys, those to which no row points, and no claim that may still write ever will.
 
@@ -642,15 +688,22 @@ def _notify(connection: Connection) -> None:
     connection.execute(text(f"SELECT pg_notify('{CHANNEL}', '')"))
 
 
+def _keep_own_drawing(connection: Connection, workers: Sequence[dict[str, Any]]) -> None:
+    """Row security cannot look into what a worker draws, so others' jobs are taken out here."""
+    own = {str(job_id) for job_id in connection.scalars(text("SELECT id FROM jobs WHERE state = 'running'"))}
+    for worker in workers:
+        worker["drawing"] = [entry for entry in worker["drawing"] if entry.get("job") in own]
+
+
 def _earlier(connection: Connection, tenant: str, key: SubmissionKey | None, **ids: UUID) -> Any:
     """What came of this key when it came before; None, with the key kept for ``ids``, if it is new.
 
-    While another transaction submits with the same key, this waits for its end, but not for long: the other may be
-    frozen. Raises: KeyReused, and what becomes Unavailable.
+    Raises: KeyReused; KeyAtWork: another transaction submits with the same key at this moment.
     """
     if key is None:
         return None
-    connection.execute(text("SET LOCAL lock_timeout = '5s'"))
+    if not connection.scalar(_LOCK_KEY, {"tenant": tenant, "key": key.key}):
+        raise KeyAtWork(key.key)
     values = {"tenant": tenant, "key": key.key, "fingerprint": key.fingerprint, "job_id": None, "batch_id": None} | ids
     if connection.execute(_KEEP_KEY, values).rowcount:
         return None
@@ -688,6 +741,7 @@ class _Destination:
     batch_id: UUID | None
     lanes: Mapping[Priority, int]
     max_failures: int
+    previews: int = 0
 
 
 def _good(
@@ -723,36 +777,43 @@ def _copy_jobs(
 ) -> int:
     """Insert the jobs through COPY, the fastest way in; returns how many there were."""
     count = 0
-    with as_owner(connection), connection.connection.cursor().copy(_COPY_JOBS) as copy:
-        for count, entry in enumerate(entries, start=1):
-            submission, line, source = (
-                (entry.submission, entry.line, entry.source) if isinstance(entry, Entry) else (entry, None, None)
-            )
-            request = submission.request()
-            request_json = request.model_dump_json()
-            copy.write_row(
-                (
-                    ids[count - 1] if ids else uuid4(),
-                    to.tenant,
-                    to.batch_id,
-                    to.lanes[submission.priority],
-                    count - 1,
-                    line,
-                    None if source is None else Json(source),
-                    submission.name,
-                    submission.priority.rank,
-                    request.work,
-                    request_json,
-                    _fingerprint(request_json),
-                    to.max_failures,
+    with WordRows(to.tenant, to.batch_id) as words, as_owner(connection):
+        with connection.connection.cursor().copy(_COPY_JOBS) as copy:
+            for count, entry in enumerate(entries, start=1):
+                submission, line, source = (
+                    (entry.submission, entry.line, entry.source) if isinstance(entry, Entry) else (entry, None, None)
                 )
-            )
+                job_id = ids[count - 1] if ids else uuid4()
+                request = submission.request()
+                request_json = request.model_dump_json()
+                copy.write_row(
+                    (
+                        job_id,
+                        to.tenant,
+                        to.batch_id,
+                        to.lanes[submission.priority],
+                        count - 1,
+                        line,
+                        None if source is None else Json(source),
+                        submission.name,
+                        submission.priority.rank,
+                        request.work,
+                        request_json,
+                        _fingerprint(request_json),
+                        to.max_failures,
+                        to.previews,
+                    )
+                )
+                words.add(job_id, count - 1, request.prompt)
+        with connection.connection.cursor().copy(prompt_words.COPY) as copy:
+            for chunk in words.chunks():
+                copy.write(chunk)
     return count
 
 
 _COPY_JOBS = """
     COPY jobs (id, tenant, batch_id, lane_id, position, line, source, name, priority, work, request, fingerprint,
-               max_failures) FROM STDIN
+               max_failures, previews) FROM STDIN
 """
 
 _INSERT_BATCH = text(
@@ -809,6 +870,8 @@ _SHARE_DRAWN = text(
 
 _COMPLETE_BATCH = text("UPDATE batches SET jobs = :jobs, rejected = :rejected WHERE id = :id")
 
+# Until the end of the transaction. By a hash: that two keys share one costs the later of them a second question.
+_LOCK_KEY = text("SELECT pg_try_advisory_xact_lock(hashtextextended(:key, hashtextextended(:tenant, 0)))")
 _KEEP_KEY = text(
     """
     INSERT INTO submissions (tenant, key, fingerprint, job_id, batch_id)
@@ -835,14 +898,17 @@ _BATCH_LANE = text(
 )
 
 
-_JOB_COLUMNS = ", ".join(column.name for column in jobs_table.columns if column.name in Job.model_fields)
+_TENANT_COLUMNS = ", ".join(Tenant.model_fields)
+_MAKE_TENANT = text("INSERT INTO tenants (name, weight) VALUES (:name, 1) ON CONFLICT DO NOTHING")
+
+JOB_COLUMNS = ", ".join(column.name for column in jobs_table.columns if column.name in Job.model_fields)
 
 
-def _job(row: Any) -> Job:
+def job_of(row: Any) -> Job:
     return Job.model_validate({**row, "priority": Priority.of_rank(row["priority"])})
 
 
-def _batches(connection: Connection, which: str, values: dict[str, Any]) -> list[Batch]:
+def batches_where(connection: Connection, which: str, values: dict[str, Any]) -> list[Batch]:
     statement = text(
         f"""
         SELECT b.id, b.tenant, b.name, b.weight, b.created_at, b.paused, b.cancelled_at, b.finished_at, b.file_id,
@@ -882,7 +948,7 @@ _CANCEL = text(
     """
     WITH cancelled AS (
         UPDATE jobs SET state = 'cancelled', finished_at = now(), worker_id = NULL,
-                        checkpoint_key = NULL, checkpoint_step = 0
+                        checkpoint_key = NULL, checkpoint_step = 0, preview_key = NULL
         WHERE (id = :job OR batch_id = :batch) AND state IN ('queued', 'running')
         RETURNING id, claim
     ), noted AS (
@@ -927,23 +993,28 @@ _PRIORITISE = text(
 
 _DELETE_BATCH = text(
     """
-    WITH noted AS (
+    WITH gone AS (
+        SELECT id, copy_of, object_key, previews, claim > 0 AND state <> 'succeeded' AS unfinished
+        FROM jobs WHERE batch_id = :batch
+    ), noted AS (
         INSERT INTO deletions (tenant, prefixes)
-        SELECT tenant, 'images/' || id || '/' || ARRAY(
-            SELECT 'checkpoints/' || jobs.id || '/' FROM jobs
-            WHERE batch_id = :batch AND (checkpoint_key IS NOT NULL OR state = 'running')
-        ) || ARRAY(SELECT 'previews/' || jobs.id || '/' FROM jobs WHERE batch_id = :batch AND previews > 0)
+        SELECT tenant, 'images/' || id || '/'
+            || ARRAY(SELECT 'checkpoints/' || id || '/' FROM gone WHERE unfinished)
+            || ARRAY(SELECT 'previews/' || id || '/' FROM gone WHERE previews > 0)
+            || ARRAY(SELECT DISTINCT object_key FROM gone
+                     WHERE copy_of IS NOT NULL AND NOT EXISTS (SELECT 1 FROM jobs WHERE jobs.id = gone.copy_of))
         FROM batches WHERE id = :batch
     )
     DELETE FROM batches WHERE id = :batch RETURNING id
     """
 )
+"""Of a shared image whose first job went before, the last job that shares it takes it along."""
 
 _BEAT = text(
     """
-    INSERT INTO workers (id, host, pid, device, model, revision, version, capacity, drawing)
-    VALUES (:id, :host, :pid, :device, :model, :revision, :version, :capacity, CAST(:drawing AS jsonb))
-    ON CONFLICT (id) DO UPDATE SET heartbeat_at = now(), drawing = excluded.drawing
+    INSERT INTO workers (id, host, pid, device, model, revision, version, capacity, drawing, speed)
+    VALUES (:id, :host, :pid, :device, :model, :revision, :version, :capacity, CAST(:drawing AS jsonb), :speed)
+    ON CONFLICT (id) DO UPDATE SET heartbeat_at = now(), drawing = excluded.drawing, speed = excluded.speed
     """
 )
 
@@ -954,7 +1025,8 @@ _CLAIM = text(
                         waiting_s = extract(epoch FROM now() - greatest(created_at, not_before))
         WHERE id = :job AND state = 'queued' AND claim = :claim - 1 AND not_before <= now()
           AND NOT EXISTS (SELECT 1 FROM batches WHERE batches.id = jobs.batch_id AND paused)
-        RETURNING batch_id, priority, suspect, failures, waiting_s, request, checkpoint_key, checkpoint_step
+        RETURNING batch_id, priority, suspect, failures, waiting_s, request, checkpoint_key, checkpoint_step,
+                  previews
     ), noted AS (
         INSERT INTO claims (job_id, claim, worker_id) SELECT :job, :claim, :worker FROM claimed
     ), gone AS (
@@ -978,13 +1050,21 @@ _NOTE_CHECKPOINT = text(
     """
 )
 
+_NOTE_PREVIEW = text(
+    """
+    UPDATE jobs SET preview_key = :key
+    WHERE id = :job AND state = 'running' AND claim = :claim AND worker_id = :worker
+    """
+)
+
 _RECORD = text(
     """
     WITH recorded AS (
         UPDATE jobs SET state = 'succeeded', finished_at = now(), error_code = NULL, error_message = NULL,
                object_key = :object_key, sha256 = :sha256, size_bytes = :size_bytes, width_px = :width_px,
                height_px = :height_px, format = :format, drawing_s = :drawing_s, encoding_s = :encoding_s,
-               uploading_s = :uploading_s, warnings = :warnings, checkpoint_key = NULL, checkpoint_step = 0
+               uploading_s = :uploading_s, warnings = :warnings, checkpoint_key = NULL, checkpoint_step = 0,
+               preview_key = NULL
         WHERE id = :job AND state = 'running' AND claim = :claim AND worker_id = :worker
         RETURNING id
     ), noted AS (
@@ -1009,7 +1089,7 @@ _SETTLE = text(
             state = CASE WHEN :final OR (:charge > 0 AND failures + :charge >= max_failures)
                          THEN 'failed' ELSE 'queued' END,
             finished_at = CASE WHEN :final OR (:charge > 0 AND failures + :charge >= max_failures) THEN now() END,
-            failures = failures + :charge, worker_id = NULL, drawn_alone = false,
+            failures = failures + :charge, worker_id = NULL, drawn_alone = false, preview_key = NULL,
             not_before = CASE WHEN :charge > 0 THEN now() + make_interval(secs => :delay) ELSE not_before END,
             checkpoint_key = CASE WHEN :charge > 0 THEN NULL ELSE checkpoint_key END,
             checkpoint_step = CASE WHEN :charge > 0 THEN 0 ELSE checkpoint_step END,
@@ -1030,7 +1110,7 @@ _SETTLE = text(
 _GIVE_BACK_ALL = text(
     """
     WITH given AS (
-        UPDATE jobs SET state = 'queued', worker_id = NULL, drawn_alone = false
+        UPDATE jobs SET state = 'queued', worker_id = NULL, drawn_alone = false, preview_key = NULL
         WHERE state = 'running' AND worker_id = :worker
         RETURNING id, claim, lane_id
     ), noted AS (
@@ -1124,6 +1204,27 @@ _REOPEN_LANES = text(
     """
 )
 
+# A batch's lanes are looked up one by one: a join could be planned as a scan of all that waits. A few at a time are
+# finished, since the jobs of each are counted then.
+_OPEN = """
+    coalesce((SELECT true FROM lanes JOIN jobs ON jobs.lane_id = lanes.id
+              WHERE lanes.batch_id = b.id AND jobs.state IN ('queued', 'running') LIMIT 1), false)
+"""
+
+_LOCK_ENDED_BATCHES = text(
+    f"""
+    SELECT id FROM batches b WHERE finished_at IS NULL AND NOT {_OPEN} AND {_LEADS}
+    LIMIT 100 FOR NO KEY UPDATE SKIP LOCKED
+    """
+)
+
+_FINISH_BATCHES = text(
+    f"""
+    UPDATE batches b SET finished_at = coalesce((SELECT max(finished_at) FROM jobs WHERE batch_id = b.id), now())
+    WHERE id = ANY(:ids) AND finished_at IS NULL AND NOT {_OPEN}
+    """
+)
+
 _STALE_MESSAGES = text(
     f"""
     DELETE FROM messages WHERE job_id IN (
@@ -1172,7 +1273,7 @@ _RECLAIM = text(
         state = CASE WHEN final THEN 'failed' ELSE 'queued' END, finished_at = CASE WHEN final THEN now() END,
         checkpoint_key = CASE WHEN final THEN NULL ELSE checkpoint_key END,
         checkpoint_step = CASE WHEN final THEN 0 ELSE checkpoint_step END,
-        failures = failures + alone::int, suspect = true, drawn_alone = false, worker_id = NULL,
+        failures = failures + alone::int, suspect = true, drawn_alone = false, worker_id = NULL, preview_key = NULL,
         error_code = 'worker_lost', error_message = 'the worker process died or fell silent while it held this job'
     FROM lost WHERE jobs.id = lost.id
     RETURNING jobs.id, jobs.state
@@ -1180,9 +1281,9 @@ _RECLAIM = text(
 )
 
 _OBJECT_KEY = re.compile(
-    r"(?:images/[^/]+|checkpoints)/(?P<job>[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})/(?P<claim>[0-9]{1,9})[.-][^/]+"
+    r"(?:images/[^/]+|checkpoints|previews)/(?P<job>[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})/(?P<claim>[0-9]{1,9})[.-][^/]+"
 )
-"""As ``storage.object_key`` and ``storage.checkpoint_key`` make them."""
+"""As ``storage.object_key``, ``storage.checkpoint_key`` and ``storage.preview_key`` make them."""
 
 _SWEEPABLE = text(
     """
@@ -1190,6 +1291,7 @@ _SWEEPABLE = text(
     FROM unnest(CAST(:keys AS text[]), CAST(:jobs AS uuid[]), CAST(:claims AS int[])) AS read (key, job_id, claim)
     JOIN jobs ON jobs.id = read.job_id
     WHERE read.key IS DISTINCT FROM jobs.object_key AND read.key IS DISTINCT FROM jobs.checkpoint_key
+      AND read.key IS DISTINCT FROM jobs.preview_key
       AND (read.claim < jobs.claim OR read.claim = jobs.claim AND jobs.state <> 'running')
     """
 )

@@ -1,17 +1,22 @@
-"""Removes objects that nothing points to: what lost claims uploaded, and checkpoints that were gone past.
+"""Removes objects that nothing points to: what lost claims uploaded, checkpoints that were gone past, previews, and all
+that belonged to a batch that a person deleted.
 
 A walk goes through the bucket a page at a time, asks Postgres which of the keys no row points to and no claim can ever
 point to any more, and deletes those. That answer never becomes wrong, so a claim that comes between question and
 deletion loses nothing, and two sweepers at once do no harm. Keys that are not this farm's are left alone.
+
+Of a deleted batch no row tells any more: where its objects are was noted when it was deleted. They go once no worker
+can still be uploading for it; an image that a job of another batch shares stays.
 """
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 
 from producer.jobs.errors import Unavailable
 from producer.jobs.settings import Durations
-from producer.jobs.storage import CHECKPOINTS, IMAGES, Storage
+from producer.jobs.storage import CHECKPOINTS, IMAGES, PREVIEWS, Storage
 from producer.jobs.store import Store
 
 log = logging.getLogger(__name__)
@@ -50,19 +55,37 @@ class Sweeper:
     def walk(self, stop: threading.Event) -> None:
         """Sweep the whole bucket once, as long as this one leads. Raises: Unavailable."""
         swept = self.swept
-        for keys in self._pages():
-            if stop.wait(PAGE_PAUSE_S) or not self._leads():
-                break
-            sweepable = self._store.sweepable(keys)
-            self._storage.delete(sweepable)
-            self.swept += len(sweepable)
-            self._found_again()
+        if self._remove_deleted(stop):
+            self._sweep(self._pages(), self._store.sweepable, stop)
         if self.swept > swept:
             log.info("%d objects that nothing points to were removed", self.swept - swept)
+
+    def _remove_deleted(self, stop: threading.Event) -> bool:
+        """Whether all is gone of what was deleted long enough ago; False: it was to stop before."""
+        for deletion, prefixes in self._store.deletions(after_s=self._durations.sweep_s):
+            pages = chain.from_iterable(map(self._storage.pages, prefixes))
+            if not self._sweep(pages, self._store.deletable, stop):
+                return False
+            self._store.deleted(deletion)
+        return True
+
+    def _sweep(
+        self, pages: Iterable[list[str]], removable: Callable[[Sequence[str]], list[str]], stop: threading.Event
+    ) -> bool:
+        """Remove what is removable of these pages; False: it was to stop before their end."""
+        for keys in pages:
+            if stop.wait(PAGE_PAUSE_S) or not self._leads():
+                return False
+            removed = removable(keys)
+            self._storage.delete(removed)
+            self.swept += len(removed)
+            self._found_again()
+        return True
 
     def _pages(self) -> Iterator[list[str]]:
         yield from self._storage.pages(IMAGES)
         yield from self._storage.pages(CHECKPOINTS)
+        yield from self._storage.pages(PREVIEWS)
 
     def _note_missing(self, error: Unavailable) -> None:
         if self._missing != error.dependency:

@@ -4,12 +4,14 @@ Times are the database's clock. Statements are in ``store``; the schema's histor
 ``tests/migration`` holds the two together.
 
 No index names a column that changes often, or an update would not be HOT; the state is the exception, in ``jobs_lane``
-and ``jobs_finished`` (``not_before`` changes only together with it).
+and the indexes that ``search`` pages by (``not_before``, ``finished_at`` and ``error_code`` change only together with
+it).
 """
 
 from uuid import UUID
 
 from sqlalchemy import (
+    JSON,
     BigInteger,
     Boolean,
     CheckConstraint,
@@ -29,7 +31,7 @@ from sqlalchemy import (
     func,
     text,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TSVECTOR
 
 from producer.jobs.contract import State
 
@@ -115,6 +117,15 @@ tenants = Table(
     comment="Tenants that have a weight or a limit of their own: others need no row.",
 )
 
+submitted = Table(
+    "submitted",
+    metadata,
+    Column("tenant", Text, primary_key=True, comment="Whose jobs they were; never changes."),
+    _time("hour", "Its beginning; never changes.", primary_key=True),
+    Column("jobs", BigInteger, nullable=False, comment="Raised by each submission in that hour."),
+    comment="Jobs submitted by tenants that have a limit a day, deleted ones too; kept for a day.",
+)
+
 lanes = Table(
     "lanes",
     metadata,
@@ -172,7 +183,7 @@ jobs = Table(
         comment="Row in its batch, from 0; never changes.",
     ),
     Column("line", Integer, comment="Of the input that it came with, from 1; never changes."),
-    Column("source", JSONB, comment="What that line held beside the request; never changes."),
+    Column("source", JSON, comment="What that line held, in its order; never changes."),
     Column("name", Text, comment="Name of the output without suffix; never changes."),
     Column(
         "priority",
@@ -260,7 +271,7 @@ jobs = Table(
     Column("error_message", Text, comment="What a person should read of the last failure; cleared by success."),
     Column("object_key", Text, comment="Where the image is in the bucket; set by record."),
     Column("copy_of", Uuid, comment="The job whose image it shares; set at submission, if that was there already."),
-    Column("preview_key", Text, comment="Where its last preview is; set by preview, cleared by an end."),
+    Column("preview_key", Text, comment="Where its last preview is; set by preview, cleared when the claim ends."),
     Column("sha256", Text, comment="Of the object, in hex; set by record."),
     Column("size_bytes", Integer, comment="Of the object; set by record."),
     Column("width_px", Integer, comment="Of the image; set by record."),
@@ -284,9 +295,40 @@ jobs = Table(
     ),
     Index("jobs_lane", "state", "lane_id", "not_before", "seq"),
     Index("jobs_batch", "batch_id", "position"),
-    Index("jobs_finished", "state", "finished_at"),
+    Index("jobs_submitted", "state", "created_at", "seq"),
+    Index("jobs_submitted_by", "tenant", "state", "created_at", "seq"),
+    Index("jobs_submitted_in", "batch_id", "state", "created_at", "seq", postgresql_where=text("batch_id IS NOT NULL")),
+    Index("jobs_finished", "state", "finished_at", "seq", postgresql_where=text("finished_at IS NOT NULL")),
+    Index(
+        "jobs_finished_of", "tenant", "state", "finished_at", "seq", postgresql_where=text("finished_at IS NOT NULL")
+    ),
+    Index("jobs_error", "error_code", "state", "created_at", "seq", postgresql_where=text("error_code IS NOT NULL")),
+    Index(
+        "jobs_error_of",
+        "tenant",
+        "error_code",
+        "state",
+        "created_at",
+        "seq",
+        postgresql_where=text("error_code IS NOT NULL"),
+    ),
     Index("jobs_drawn", "fingerprint", postgresql_where=text("state = 'succeeded'")),
     Index("jobs_copies", "object_key", postgresql_where=text("copy_of IS NOT NULL")),
+)
+
+prompt_words = Table(
+    "prompt_words",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True, comment="Order of submission."),
+    Column("tenant", Text, nullable=False, comment="Whose prompts they are."),
+    Column("batch_id", Uuid, ForeignKey("batches.id", ondelete="CASCADE"), comment="In which they stand, or"),
+    Column("job_id", Uuid, comment="the one job whose prompt it is. No foreign key: only batches are deleted."),
+    Column("first_position", Integer, nullable=False, comment="In the batch: of the first of up to 100 jobs."),
+    _time("created_at", "As that of the jobs.", nullable=False, server_default=func.now()),
+    Column("words", TSVECTOR, nullable=False, comment="Of all these prompts, and '@' with the tenant."),
+    Index("prompt_words_words", "words", postgresql_using="gin"),
+    Index("prompt_words_batch", "batch_id", "first_position"),
+    comment="Which neighbouring prompts hold which words; written in the submitting transaction; never changed.",
 )
 
 claims = Table(
@@ -308,7 +350,7 @@ rejections = Table(
     Column("batch_id", Uuid, ForeignKey("batches.id", ondelete="CASCADE"), primary_key=True, comment="Its batch."),
     Column("line", Integer, primary_key=True, comment="Of the input, from 1."),
     Column("tenant", Text, nullable=False, comment="Whose batch it is."),
-    Column("source", JSONB, nullable=False, comment="What the line held."),
+    Column("source", JSON, nullable=False, comment="What the line held, in its order."),
     Column("code", Text, nullable=False, comment="What kind of fault it has."),
     Column("message", Text, nullable=False, comment="What is wrong, in words."),
     Column("field", Text, comment="Which field, if it is one."),
@@ -425,23 +467,23 @@ files = Table(
 events = Table(
     "events",
     metadata,
-    Column("id", BigInteger, Identity(always=True), primary_key=True, comment="Never changes."),
     Column(
         "transaction",
         BigInteger,
-        nullable=False,
+        primary_key=True,
         server_default=text("pg_current_xact_id()::text::bigint"),
-        comment="That wrote it: readers wait until it and all before it have ended; never changes.",
+        comment="That wrote it, by which readers know what they have seen; never changes.",
     ),
+    Column("id", BigInteger, Identity(always=True), primary_key=True, comment="Never changes."),
     Column("tenant", Text, nullable=False, comment="Whose event it is; never changes."),
     Column("batch_id", Uuid, comment="Never changes."),
     Column("job_id", Uuid, comment="Never changes; NULL: of the batch."),
     Column("kind", Text, nullable=False, comment="contract.EventKind; never changes."),
     Column("data", JSONB, nullable=False, comment="What it tells; never changes."),
     _time("at", "Never changes.", nullable=False, server_default=func.now()),
-    Index("events_batch", "batch_id", "id"),
-    Index("events_job", "job_id", "id"),
-    Index("events_at", "at"),
+    Index("events_batch", "batch_id", "transaction", "id"),
+    Index("events_job", "job_id", "transaction", "id"),
+    Index("events_at", "at", postgresql_using="brin"),
     comment="What became of jobs and batches, written by triggers in the changing transaction; kept for some days.",
 )
 
@@ -454,7 +496,7 @@ webhooks = Table(
     Column("secret", Text, nullable=False, comment="That signs them, as Standard Webhooks writes it; never changes."),
     Column("kinds", ARRAY(Text), nullable=False, comment="contract.EventKind of what is sent; never changes."),
     _time("created_at", "Never changes.", nullable=False, server_default=func.now()),
-    _time("disabled_at", "Set by a person or by a 410; cleared by a person."),
+    _time("disabled_at", "Set by a 410; cleared by a person."),
     Index("webhooks_tenant", "tenant"),
     comment="Addresses that are told of events.",
 )
@@ -469,11 +511,11 @@ deliveries = Table(
     Column("data", JSONB, nullable=False, comment="What it tells; never changes."),
     _time("created_at", "When it happened; never changes.", nullable=False, server_default=func.now()),
     Column("attempts", Integer, nullable=False, server_default=text("0"), comment="Raised by each attempt."),
-    _time("next_at", "Of the next attempt; set by each attempt; NULL: none is to come."),
+    _time("next_at", "Of the next attempt; set by each attempt and by a person; NULL: none is to come."),
     _time("delivered_at", "Set by the attempt that was taken."),
     Column("last_status", Integer, comment="HTTP status of the last attempt; NULL: none came."),
     Column("last_error", Text, comment="What was wrong with the last attempt; NULL: nothing."),
-    Index("deliveries_due", "next_at", postgresql_where=text("next_at IS NOT NULL")),
+    Index("deliveries_due", "webhook_id", "next_at", postgresql_where=text("next_at IS NOT NULL")),
     Index("deliveries_webhook", "webhook_id", "created_at"),
     comment="Events on their way to webhooks, written with the event; kept for some days.",
 )
@@ -483,11 +525,17 @@ answers = Table(
     metadata,
     Column("tenant", Text, primary_key=True, comment="Whose key it is."),
     Column("key", Text, primary_key=True, comment="The idempotency key as the client gave it."),
-    Column("fingerprint", Text, nullable=False, comment="SHA-256 in hex of what was asked with it; never changes."),
+    Column("holder", Uuid, nullable=False, comment="Who answers it; changed by who takes it over from one that died."),
+    _time(
+        "seen_at",
+        "Last sign of the holder, renewed while it is at work; set a last time with the answer.",
+        nullable=False,
+        server_default=func.now(),
+    ),
     Column("status", SmallInteger, comment="HTTP status of the answer; set once; NULL: still at work."),
-    Column("headers", JSONB, comment="Of the answer; set once."),
-    Column("body", LargeBinary, comment="Of the answer; set once."),
-    _time("started_at", "When it was asked; set anew if whoever answered it died.", server_default=func.now()),
-    Index("answers_started", "started_at"),
+    Column("fingerprint", Text, comment="SHA-256 in hex of what was asked; set with status."),
+    Column("headers", JSONB, comment="Of the answer, in pairs; set with status."),
+    Column("body", LargeBinary, comment="Of the answer; set with status; NULL: it is not kept."),
+    Index("answers_seen", "seen_at"),
     comment="Answers to POSTs that carried an idempotency key; kept for some days.",
 )

@@ -111,7 +111,7 @@ def test_a_manifest_is_drawn_and_downloaded_one_file_a_row(farm: CommandLine, tm
     assert farm.run("wait", submitted["id"]).returncode == 0
     to = tmp_path / "out"
     assert farm.json("results", submitted["id"], "--to", str(to)) == {
-        "folder": str(to), "images": 3, "jobs": 3, "exit_code": 0,
+        "folder": str(to), "images": 3, "fetched": 3, "jobs": 3, "exit_code": 0,
     }  # fmt: skip
     assert {path.name for path in to.iterdir()} == {
         "A_100x70.png", "B_64x130.png", "C_64x64.png", "results.csv", "contact-sheet.png",
@@ -121,6 +121,33 @@ def test_a_manifest_is_drawn_and_downloaded_one_file_a_row(farm: CommandLine, tm
     for row, size in zip(rows, ((100, 70), (64, 130), (64, 64)), strict=True):
         assert size_of(to / row["file"]) == size == (int(row["width"]), int(row["height"]))
         assert hashlib.sha256((to / row["file"]).read_bytes()).hexdigest() == row["sha256"]
+
+
+def test_a_dry_run_shows_what_a_manifest_would_become_and_a_template_draws_it(
+    farm: CommandLine, tmp_path: Path
+) -> None:
+    manifest = tmp_path / "catalogue.csv"
+    manifest.write_text("sku,style,product\nA,red,shoes\nB,blue,茶\n", encoding="utf-16")
+    words = ("submit", "-f", str(manifest), "--template", "A {style} banner for {product}", "--steps", "1")
+    words += ("--vary", "size=64x64,96x64", "--vary", "seed=1..2", "--name", "{sku}_{size}_{seed}.png")
+    before = farm.json("status")["counts"]
+    shown = farm.run(*words, "--dry-run")
+    assert "line 2: 64x64, 1 steps, guidance 5: A red banner for shoes -> A_64x64_1" in shown.stdout, shown.stderr
+    assert "8 images" in shown.stdout
+    assert "GPU-seconds; done by" in shown.stdout
+    assert farm.json("status")["counts"] == before
+    assert farm.json(*words, "--dry-run")["jobs"] == 8
+    batch = json.loads(farm.run(*words, "--wait", "--json").stdout)
+    assert (batch["jobs"], batch["counts"]["succeeded"]) == (8, 8)
+    assert "as measured by 1 live worker" in farm.run(*words, "--dry-run").stdout
+
+
+def test_with_partial_the_good_rows_are_submitted_and_the_others_told_beside_the_json(farm: CommandLine) -> None:
+    rows = "good,64\n" + "bad,0\n" * 25
+    ended = farm.run("submit", "-f", "-", "--partial", "--json", stdin=f"prompt,width\n{rows}")
+    assert (json.loads(ended.stdout)["jobs"], json.loads(ended.stdout)["rejected"]) == (1, 25)
+    assert "line 3, column 'width'" in ended.stderr
+    assert ended.stderr.endswith("… and 5 more\nleft out: 25 rows\n")
 
 
 def test_a_broken_download_goes_on_where_it_stopped(farm: CommandLine, tmp_path: Path) -> None:
@@ -141,6 +168,7 @@ def test_a_broken_download_goes_on_where_it_stopped(farm: CommandLine, tmp_path:
     [
         ("prompt,width\ngood,64\nbad,0\n", "line 3, column 'width'"),
         ("prompt,colour\na,b\n", "column 'colour'"),
+        ("prompt,name\na,n\nb,N\n", "line 3, column 'name': 'N' is the name of line 2 already"),
         ("", "is empty"),
         ('prompt\n"open', "is no CSV"),
     ],
@@ -167,6 +195,8 @@ def test_a_prompt_with_more_tokens_than_the_model_reads_fails_and_says_so(farm: 
         (("submit", "a", "--weight", "2"), 2, "--weight"),
         (("submit", "a", "--tenant", "a b"), 2, "tenant"),
         (("submit", "--file", "/nowhere.csv"), 2, "/nowhere.csv"),
+        (("submit", "--file", "README.md"), 2, "give its kind"),
+        (("submit", "--file", "-", "--template", "{x.__class__}"), 2, "--template: "),
         (("status", str(uuid4())), 4, "404"),
         (("status", "no-uuid"), 2, "UUID"),
         (("nonsense",), 2, "nonsense"),

@@ -8,8 +8,8 @@ from sqlalchemy import inspect, text
 from producer.jobs import schema
 from producer.jobs.contract import Submission
 from producer.jobs.errors import SchemaMismatch, SettingsError, Unavailable
-from producer.jobs.settings import Settings
 from producer.jobs.postgres import connect
+from producer.jobs.settings import Settings
 from producer.jobs.store import Store
 from producer.jobs.table import metadata
 

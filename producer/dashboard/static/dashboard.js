@@ -44,6 +44,7 @@ async function refresh() {
   clearTimeout(timer);
   try {
     const response = await fetch("/overview", { cache: "no-store", signal: AbortSignal.timeout(PATIENCE_MS) });
+    if (response.status === 401) return location.reload();  // the key has ended: the page leads to the form
     if (!response.ok) throw new Error(`status ${response.status}`);
     swap(await response.text());
     seenAt = Date.now();

@@ -40,7 +40,7 @@ class Workshop:
         self.drawn.append((request.prompt, step))
 
     def start(self) -> None:
-        for part in (self.worker._device, self.worker._checkpoints, self.worker._lease):
+        for part in (self.worker._device, self.worker._checkpoints, self.worker._previews, self.worker._lease):
             part.start()
         self.worker._held.open()
 
@@ -60,6 +60,7 @@ class Workshop:
         self._threads.shutdown()
         assert self.worker._device.stop(timeout_s=10)
         self.worker._checkpoints.stop(timeout_s=10)
+        self.worker._previews.stop(timeout_s=10)
         self.worker._lease.stop()
         self.store.close()
         self.storage.close()

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from pipeline.engine import DrawnImage, Finished, Progress
 from pipeline.errors import BrokenImage, Cancelled, Drained, Exhausted, InvalidRequest, UnusableLatents
 from pipeline.request import ImageRequest
 from tests.waiting import until
-from worker.device import Device
+from worker.device import Device, preview_steps
 from worker.held import Latents
 
 ROOT = Path(__file__).parents[3]
@@ -69,6 +70,12 @@ class StepEngine:
             self.go_on.wait()
         self.checkpoints += 1
         return f"{drawn.prompt} {drawn.steps} {step}".encode()
+
+    def preview(self, ticket: int) -> NDArray[np.uint8] | None:
+        drawn, step = self.inside[ticket]
+        if drawn.prompt == "unshowable":
+            raise Exhausted(64, 64, "no room for a preview")
+        return np.full((1, 1, 3), step, dtype=np.uint8)
 
     def step(self) -> list[Finished]:
         if self.failing:
@@ -357,7 +364,7 @@ HANGING = """
 import ctypes, sys, threading, time
 from pipeline.request import ImageRequest
 from tests.blank_worker import BlankEngine
-from worker.device import Device
+from worker.device import Device, preview_steps
 
 def hold_the_gil():
     ctypes.PyDLL(None).sleep(600)
@@ -433,3 +440,53 @@ def test_an_image_that_gives_way_leaves_with_a_checkpoint_and_its_neighbour_goes
     with pytest.raises(Drained):
         staying.result(5)
     assert device.stop(timeout_s=10)
+
+
+@pytest.mark.parametrize(
+    ("steps", "previews", "after"),
+    [(28, 0, []), (28, 1, [14]), (28, 3, [7, 14, 21]), (4, 3, [1, 2, 3]), (2, 3, [1]), (1, 3, [])],
+)
+def test_previews_are_spread_over_the_steps(steps: int, previews: int, after: list[int]) -> None:
+    assert preview_steps(steps, previews) == after
+
+
+@pytest.fixture
+def shown(engine: StepEngine) -> Iterator[tuple[Device, list[tuple[object, int, int]]]]:
+    """A device, and what it shows: key, step, the colour of the picture."""
+    previews: list[tuple[object, int, int]] = []
+    device = Device(
+        engine,
+        step_limit_s=30,
+        on_preview=lambda key, step, pixels: previews.append((key, step, int(pixels[0, 0, 0]))),
+        die=lambda reason: None,
+    )
+    device.start()
+    yield device, previews
+    device.stop()
+
+
+def test_an_image_is_shown_as_often_as_was_asked_for_and_others_never(
+    shown: tuple[Device, list[tuple[object, int, int]]], threads: ThreadPoolExecutor
+) -> None:
+    device, previews = shown
+    other = threads.submit(device.draw, "other", request(steps=40))
+    device.draw("shown", request(steps=40), previews=3)
+    other.result(5)
+    assert previews == [("shown", step, step) for step in (10, 20, 30)]
+
+
+def test_an_image_that_goes_on_is_not_shown_as_it_was_before(
+    shown: tuple[Device, list[tuple[object, int, int]]],
+) -> None:
+    device, previews = shown
+    device.draw("resumed", request(steps=40), unfinished=b"a 40 20", previews=3)
+    assert [step for _, step, _ in previews] == [30]
+
+
+def test_an_image_that_cannot_be_shown_is_drawn_all_the_same(
+    shown: tuple[Device, list[tuple[object, int, int]]], caplog: pytest.LogCaptureFixture
+) -> None:
+    device, previews = shown
+    assert device.draw("a", request("unshowable", steps=8), previews=1).steps == 8
+    assert previews == []
+    assert "no preview at step 4" in caplog.text

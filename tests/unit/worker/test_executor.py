@@ -48,6 +48,7 @@ def claimed() -> Callable[..., Claim]:
             request={},
             checkpoint_key=None,
             checkpoint_step=0,
+            previews=0,
         )
 
     return made

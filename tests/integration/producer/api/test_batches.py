@@ -50,7 +50,6 @@ def test_one_bad_line_is_named_and_nothing_is_submitted(api: httpx.Client) -> No
     body = line() * 2000 + line(width=0, colour="red") + line() + b"{oops\n"
     problem = assert_problem(api.post(BATCHES, params={"name": "b"}, content=body, headers=NDJSON), 422)
     assert [(error["line"], error["field"]) for error in problem["errors"]] == [
-        (2001, "width"),
         (2001, "colour"),
         (2003, ""),
     ]
@@ -74,7 +73,7 @@ def test_no_lines_or_a_bad_name_are_refused(api: httpx.Client) -> None:
 def test_a_json_batch_without_jobs_with_too_many_or_of_another_type_is_refused(api: httpx.Client) -> None:
     assert_problem(api.post(BATCHES, json={"name": "b", "jobs": []}), 422)
     assert_problem(api.post(BATCHES, json={"name": "b", "jobs": [{"prompt": "a"}], "extra": 1}), 422)
-    assert_problem(api.post(BATCHES, content=line(), headers={"Content-Type": "text/csv"}), 415)
+    assert_problem(api.post(BATCHES, content=line(), headers={"Content-Type": "text/plain"}), 415)
     problem = assert_problem(api.post(BATCHES, json={"name": "b", "jobs": [{"prompt": "a"}] * 10_001}), 413)
     assert "x-ndjson" in problem["detail"]
 

@@ -6,7 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
+from sqlalchemy import text
 
+from producer.jobs.answers import LOST_S, Answers, Held
+from producer.jobs.errors import KeyAtWork
+from producer.jobs.store import Store
 from tests.integration.producer.api.test_jobs import assert_problem
 
 JOBS, BATCHES = "/api/v1/jobs", "/api/v1/batches"
@@ -89,12 +93,14 @@ def test_a_key_is_of_one_path(api: httpx.Client) -> None:
     assert_problem(poster(api, BATCHES, NDJSON, ROW, name="boats")("k1"), 422)
 
 
-def test_those_who_ask_at_the_same_time_with_one_key_get_one_batch(api: httpx.Client) -> None:
+def test_of_those_who_ask_at_the_same_time_with_one_key_one_submits(api: httpx.Client) -> None:
     post = poster(api, BATCHES, NDJSON, (ROW + b"\n") * 3000, name="boats")
     with ThreadPoolExecutor(6) as pool:
         answers = list(pool.map(post, ["k1"] * 6))
-    assert [answer.status_code for answer in answers] == [201] * 6
-    assert len({answer.json()["id"] for answer in answers}) == 1
+    early = [answer for answer in answers if answer.status_code == 409]
+    assert all(assert_problem(answer, 409)["type"].endswith(":key-at-work") for answer in early)
+    assert all(answer.headers["retry-after"] == "1" for answer in early)
+    assert len({answer.json()["id"] for answer in [*answers, post("k1")] if answer not in early}) == 1
     assert len(api.get(BATCHES).json()["batches"]) == 1
 
 
@@ -110,3 +116,124 @@ def test_a_key_may_have_255_visible_characters(api: httpx.Client) -> None:
     key = ('"!~' * 85)[:255]
     post = poster(api, JOBS, JSON, ROW)
     assert post(key).json()["id"] == post(key).json()["id"]
+
+
+# All other POSTs: answered from what was kept of the first answer.
+
+
+def keyed(key: str) -> dict[str, str]:
+    return {"Idempotency-Key": key}
+
+
+@pytest.fixture
+def job(api: httpx.Client) -> str:
+    """The path of a queued job."""
+    return str(api.post(JOBS, content=ROW, headers={"Content-Type": JSON}).headers["location"])
+
+
+def test_a_post_is_answered_as_at_first_though_things_have_changed(api: httpx.Client, job: str) -> None:
+    first = api.post(f"{job}/cancel", headers=keyed("k1"))
+    assert "idempotency-replayed" not in first.headers
+    assert api.post(f"{job}/retry").json()["state"] == "queued"
+    again = api.post(f"{job}/cancel", headers=keyed("k1"))
+    assert (again.status_code, again.content) == (first.status_code, first.content)
+    assert again.headers["idempotency-replayed"] == "true"
+    assert again.headers["content-type"] == first.headers["content-type"]
+    assert api.get(job).json()["state"] == "queued"
+    assert api.post(f"{job}/cancel", headers=keyed("k2")).json()["state"] == "cancelled"
+
+
+def test_a_key_that_stands_for_another_post_is_refused(api: httpx.Client, job: str) -> None:
+    assert api.post(f"{job}/cancel", headers=keyed("k1")).is_success
+    for path, body in ((f"{job}/retry", b""), (f"{job}/cancel", b"{}"), (f"{job}/cancel?a=1", b"")):
+        problem = assert_problem(api.post(path, content=body, headers=keyed("k1")), 422)
+        assert problem["type"] == "urn:ovis-batch:problem:key-reused"
+    assert api.get(job).json()["state"] == "cancelled"
+
+
+def test_a_refusal_is_forgotten_so_that_it_can_be_asked_again_corrected(api: httpx.Client) -> None:
+    headers = {"Content-Type": JSON} | keyed("k1")
+    assert_problem(api.post("/api/v1/keys", content=b"{}", headers=headers), 422)
+    assert api.post("/api/v1/keys", content=b'{"name": "shop"}', headers=headers).status_code == 201
+
+
+def test_while_the_first_is_at_work_the_others_are_told_so(api: httpx.Client, job: str, store: Store) -> None:
+    answers = Answers(store.database)
+    held = answers.begin("default", "k1")
+    answer = api.post(f"{job}/cancel", headers=keyed("k1"))
+    assert assert_problem(answer, 409)["type"] == "urn:ovis-batch:problem:key-at-work"
+    assert answer.headers["retry-after"] == "1"
+    assert isinstance(held, Held)
+    answers.give_up(held)
+    assert api.post(f"{job}/cancel", headers=keyed("k1")).is_success
+
+
+def test_what_a_dead_process_left_at_work_is_done_by_who_asks_next(store: Store) -> None:
+    answers = Answers(store.database)
+    dead = answers.begin("default", "k1")
+    assert isinstance(dead, Held)
+    grow_old(store, LOST_S - 30)
+    answers.renew(dead)
+    grow_old(store, LOST_S - 30)
+    with pytest.raises(KeyAtWork):
+        answers.begin("default", "k1")
+    grow_old(store, 40)
+    heir = answers.begin("default", "k1")
+    assert isinstance(heir, Held)
+    answers.give_up(dead)  # it was only frozen: what it says counts no more
+    with pytest.raises(KeyAtWork):
+        answers.begin("default", "k1")
+
+
+def test_answers_are_removed_after_some_days(api: httpx.Client, job: str, store: Store) -> None:
+    assert api.post(f"{job}/cancel", headers=keyed("k1")).is_success
+    assert Answers(store.database).prune() == 0
+    grow_old(store, 8 * 24 * 3600)
+    assert Answers(store.database).prune() == 1
+
+
+def grow_old(store: Store, seconds: float) -> None:
+    with store.database.begin() as connection:
+        statement = text("UPDATE answers SET seen_at = seen_at - make_interval(secs => :seconds)")
+        connection.execute(statement, {"seconds": seconds})
+
+
+def test_a_new_api_key_is_never_kept_and_no_second_one_is_made(api: httpx.Client, store: Store) -> None:
+    body = b'{"name": "shop"}'
+    headers = {"Content-Type": JSON} | keyed("k1")
+    assert api.post("/api/v1/keys", content=body, headers=headers).status_code == 201
+    again = assert_problem(api.post("/api/v1/keys", content=body, headers=headers), 409)
+    assert again["type"] == "urn:ovis-batch:problem:answer-not-kept"
+    assert len(api.get("/api/v1/keys").json()["keys"]) == 1
+    with store.database.begin() as connection:
+        assert connection.execute(text("SELECT status, body FROM answers")).one() == (201, None)
+
+
+def test_a_form_is_the_same_whatever_boundary_its_library_drew(api: httpx.Client) -> None:
+    row = {"custom_id": "1", "method": "POST", "url": "/v1/images/generations", "body": {"prompt": "a boat"}}
+    line = json.dumps(row).encode() + b"\n"
+
+    def upload(content: bytes) -> httpx.Response:
+        files = {"file": ("rows.jsonl", content, "application/jsonl")}
+        return api.post("/v1/files", data={"purpose": "batch"}, files=files, headers=keyed("k1"))
+
+    first, again = upload(line * 5000), upload(line * 5000)
+    assert first.request.headers["content-type"] != again.request.headers["content-type"]
+    assert (again.status_code, again.json()) == (200, first.json())
+    assert again.headers["idempotency-replayed"] == "true"
+    other = upload(line * 4999)
+    assert (other.status_code, other.json()["error"]["code"]) == (422, "key_reused")
+
+
+def test_every_key_is_checked(api: httpx.Client, job: str) -> None:
+    problem = assert_problem(api.post(f"{job}/cancel", headers={"Idempotency-Key": "a b"}), 422)
+    assert [error["field"] for error in problem["errors"]] == ["Idempotency-Key"]
+    assert api.get(job).json()["state"] == "queued"
+    posts = [path["post"] for path in api.get("/openapi.json").json()["paths"].values() if "post" in path]
+    offered = [[parameter["name"] for parameter in post["parameters"]].count("Idempotency-Key") for post in posts]
+    assert offered == [1] * len(posts)
+
+
+def test_two_tenants_may_use_the_same_key(api: httpx.Client, job: str, store: Store) -> None:
+    assert api.post(f"{job}/cancel", headers=keyed("k1")).is_success
+    assert isinstance(Answers(store.database).begin("other", "k1"), Held)

@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from producer.jobs.contract import Job, Message
+from producer.jobs.storage import preview_key
 from tests.farm import Farmhand
 from tests.waiting import until
 
@@ -47,10 +48,38 @@ def test_a_submitted_job_is_found_under_its_location(api: httpx.Client) -> None:
 def test_jobs_are_paged_from_the_newest_back(api: httpx.Client) -> None:
     ids = [submit(api)["id"] for _ in range(5)]
     first = api.get(JOBS, params={"limit": 3}).json()
-    second = api.get(JOBS, params={"limit": 3, "before": first["next"]}).json()
+    second = api.get(JOBS, params={"limit": 3, "cursor": first["next"]}).json()
     assert [job["id"] for job in first["jobs"] + second["jobs"]] == ids[::-1]
     assert second["next"] is None
     assert api.get(JOBS, params={"state": "failed"}).json() == {"jobs": [], "next": None}
+
+
+def test_jobs_and_batches_are_found_by_what_is_asked(api: httpx.Client) -> None:
+    body = {"name": "Summer", "jobs": [{"prompt": "a red banner"}, {"prompt": "a blue banner"}]}
+    batch = api.post("/api/v1/batches", json=body).json()
+    single = submit(api)
+    asked = {"batch": batch["id"], "prompt": "red ban", "state": "queued", "submitted_before": "2100-01-01T00:00:00Z"}
+    assert [job["request"]["prompt"] for job in api.get(JOBS, params=asked).json()["jobs"]] == ["a red banner"]
+    assert api.get(JOBS, params={"sort": "created_at"}).json()["jobs"][-1]["id"] == single["id"]
+    found = api.get("/api/v1/batches", params={"name": "summ", "state": "open"}).json()
+    assert [one["id"] for one in found["batches"]] == [batch["id"]]
+    assert api.get("/api/v1/batches", params={"state": "finished"}).json() == {"batches": [], "next": None}
+
+
+def test_a_preview_is_shown_while_the_job_is_drawn(api: httpx.Client, hand: Farmhand) -> None:
+    job = api.post(JOBS, json={"prompt": "a", "width": 64, "height": 64}, params={"previews": 2}).json()
+    assert job["preview_url"] is None
+    assert_problem(api.get(f"{JOBS}/{job['id']}/preview"), 404)
+    hand.beat()
+    claim = hand.claim(hand.store.job(job["id"]))
+    assert claim.previews == 2
+    key = preview_key(claim.job_id, 1, 7)
+    hand.storage.put(key, b"picture", "image/jpeg")
+    hand.store.note_preview(claim, key)
+    shown = api.get(f"{JOBS}/{job['id']}").json()["preview_url"]
+    assert httpx.get(api.get(shown).headers["location"]).content == b"picture"
+    hand.store.give_back(claim)
+    assert_problem(api.get(shown), 404)
 
 
 def test_a_job_is_cancelled_once_and_a_finished_one_not_at_all(api: httpx.Client, hand: Farmhand) -> None:
@@ -155,15 +184,22 @@ REFUSALS = [
     ("GET", f"{JOBS}/{uuid4()}", 404),
     ("GET", f"{JOBS}?limit=0", 422),
     ("GET", f"{JOBS}?limit=99999999999999999999999", 422),
-    ("GET", f"{JOBS}?before=-1", 422),
-    ("GET", f"{JOBS}?before=9223372036854775808", 422),
+    ("GET", f"{JOBS}?cursor=-1", 422),
+    ("GET", f"{JOBS}?cursor=LWNyZWF0ZWRfYXQgMjAyNi0wMS0wMSAx", 422),
+    ("GET", f"{JOBS}?cursor=%00", 422),
+    ("GET", f"{JOBS}?prompt=%21", 422),
+    ("GET", f"{JOBS}?prompt=a&sort=finished_at", 422),
+    ("GET", f"{JOBS}?submitted_after=2026-01-01T00:00:00", 422),
+    ("GET", f"{JOBS}?error_code=%00", 422),
+    ("GET", f"{JOBS}?previews=4&sort=up", 422),
+    ("GET", f"{JOBS}/{uuid4()}/preview", 404),
+    ("GET", "/api/v1/batches?cursor=rubbish", 422),
     ("GET", f"{JOBS}?state=lost%00", 422),
     ("GET", "/api/v1/batches?limit=101", 422),
     ("GET", f"/api/v1/batches/{uuid4()}", 404),
     ("GET", f"/api/v1/batches/{uuid4()}/jobs", 404),
     ("GET", f"/api/v1/batches/{uuid4()}/jobs?after=2147483648", 422),
     ("GET", "/api/v1/nothing", 404),
-    ("GET", "/v1/models", 404),
     ("GET", "/static/..%2fpage.py", 404),
     ("GET", "/static/nothing.css", 404),
     ("DELETE", JOBS, 405),

@@ -6,6 +6,7 @@ from tests.integration.producer.api.test_jobs import assert_problem, submit
 
 JOBS, BATCHES, TENANTS = "/api/v1/jobs", "/api/v1/batches", "/api/v1/tenants"
 BATCH = {"name": "boats", "jobs": [{"prompt": "a boat"}]}
+NO_LIMIT = {"max_queued": None, "max_a_day": None, "max_running": None, "max_requests_s": None}
 
 
 def test_jobs_and_batches_say_whose_they_are(api: httpx.Client) -> None:
@@ -23,8 +24,19 @@ def test_jobs_and_batches_say_whose_they_are(api: httpx.Client) -> None:
 def test_a_tenant_is_given_its_weight_and_listed(api: httpx.Client) -> None:
     assert api.get(TENANTS).json() == {"tenants": []}
     for weight in (3, 0.25):
-        assert api.put(f"{TENANTS}/acme", json={"weight": weight}).json() == {"name": "acme", "weight": weight}
-    assert api.get(TENANTS).json() == {"tenants": [{"name": "acme", "weight": 0.25}]}
+        changed = api.put(f"{TENANTS}/acme", json={"weight": weight}).json()
+        assert changed == {"name": "acme", "weight": weight} | NO_LIMIT
+    assert api.get(TENANTS).json() == {"tenants": [{"name": "acme", "weight": 0.25} | NO_LIMIT]}
+
+
+def test_what_is_not_named_stays_and_null_takes_a_limit_away(api: httpx.Client) -> None:
+    whole = {"name": "acme", "weight": 2, "max_queued": 5, "max_a_day": 0, "max_running": 1, "max_requests_s": 0.5}
+    assert api.put(f"{TENANTS}/acme", json={k: v for k, v in whole.items() if k != "name"}).json() == whole
+    assert api.put(f"{TENANTS}/acme", json={}).json() == whole
+    assert api.put(f"{TENANTS}/acme", json={"max_a_day": None}).json() == whole | {"max_a_day": None}
+    assert api.put(f"{TENANTS}/new", json={"max_running": 4}).json() == (
+        {"name": "new", "weight": 1} | NO_LIMIT | {"max_running": 4}
+    )
 
 
 def test_a_name_that_is_none_is_refused(api: httpx.Client) -> None:
@@ -48,13 +60,17 @@ BAD_WEIGHTS = {
     b'{"weight": "2"}': 422,
     b'{"weight": true}': 422,
     b'{"weight": 1, "name": "b"}': 422,
-    b"{}": 422,
+    b'{"weight": null}': 422,
+    b'{"max_queued": -1}': 422,
+    b'{"max_running": 1.5}': 422,
+    b'{"max_requests_s": 0}': 422,
+    b'{"max_a_day": 2147483648}': 422,
     b"2": 422,
     b'{"weight": NaN}': 400,
 }
 
 
-def test_a_tenant_is_given_no_weight_that_is_none(api: httpx.Client) -> None:
+def test_a_tenant_is_given_no_weight_or_limit_that_is_none(api: httpx.Client) -> None:
     for body, status in BAD_WEIGHTS.items():
         assert_problem(api.put(f"{TENANTS}/acme", content=body, headers={"Content-Type": "application/json"}), status)
     assert api.get(TENANTS).json() == {"tenants": []}

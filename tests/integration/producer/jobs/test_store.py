@@ -1,6 +1,6 @@
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from uuid import UUID, uuid4
 
@@ -9,7 +9,7 @@ from sqlalchemy import text
 
 from pipeline.request import ImageFormat
 from producer.jobs.contract import Claim, Job, Message, Outcome, Priority, Recorded, State, Submission, SubmissionKey
-from producer.jobs.errors import IllegalTransition, KeyReused, LostClaim, NotFound, Unavailable
+from producer.jobs.errors import IllegalTransition, KeyAtWork, KeyReused, LostClaim, NotFound, Unavailable
 from producer.jobs.settings import Settings
 from producer.jobs.store import Store
 
@@ -241,7 +241,7 @@ def test_the_window_takes_of_each_lane_what_is_wanted_the_oldest_first_and_each_
 
 
 def test_a_lane_is_one_tenants_one_batchs_and_one_prioritys(store: Store) -> None:
-    store.set_tenant_weight("big", 2.5)
+    store.set_tenant("big", {"weight": 2.5})
     for tenant in ("big", "small"):
         for priority in ("bulk", "bulk", "interactive"):
             store.submit(
@@ -326,7 +326,7 @@ def test_a_submission_that_failed_frees_its_key(store: Store) -> None:
     assert store.submit_batch("b", [Submission(prompt="a")], max_failures=3, key=key).jobs == 1
 
 
-def test_two_who_submit_with_one_key_at_once_submit_once(store: Store) -> None:
+def test_who_submits_with_a_key_that_is_at_work_is_told_at_once_and_later_gets_what_came_of_it(store: Store) -> None:
     begun, go_on = threading.Event(), threading.Event()
 
     def slowly() -> Iterator[Submission]:
@@ -338,10 +338,12 @@ def test_two_who_submit_with_one_key_at_once_submit_once(store: Store) -> None:
     with ThreadPoolExecutor() as pool:
         first = pool.submit(store.submit_batch, "b", slowly(), max_failures=3, key=key)
         assert begun.wait(20)
-        second = pool.submit(store.submit_batch, "b", [Submission(prompt="a")], max_failures=3, key=key)
-        assert not wait([second], timeout=0.2).done, "it waits for the first"
+        with pytest.raises(KeyAtWork):
+            store.submit_batch("b", [Submission(prompt="a")], max_failures=3, key=key)
+        assert store.submit(Submission(prompt="b"), max_failures=3, tenant="other", key=key).tenant == "other"
         go_on.set()
-        assert second.result(20) == first.result(20)
+        batch = first.result(20)
+    assert store.submit_batch("b", [Submission(prompt="a")], max_failures=3, key=key) == batch
 
 
 def test_a_checkpoint_is_kept_through_every_loss_of_the_claim_and_gone_at_the_end(store: Store, leader: UUID) -> None:
@@ -572,16 +574,6 @@ def test_the_dispatcher_and_a_cancel_never_wait_for_each_other(store: Store, lea
             assert pool.submit(store.overdue_messages, leader, audit_s=0).result(5) != []
     assert published(store) == 1, "only the one that was held is left"
     assert store.batch(batch.id).jobs == 50
-
-
-def test_a_second_who_submits_with_a_key_does_not_wait_for_ever(store: Store) -> None:
-    key = SubmissionKey("k", "f")
-    with store._begin() as frozen:
-        frozen.execute(
-            text("INSERT INTO submissions (tenant, key, fingerprint) VALUES ('default', 'k', 'f')"),
-        )
-        with pytest.raises(Unavailable, match="lock timeout"):
-            store.submit(Submission(prompt="a"), max_failures=3, key=key)
 
 
 def test_a_worker_that_ends_gives_back_all_that_it_still_holds(store: Store, leader: UUID) -> None:

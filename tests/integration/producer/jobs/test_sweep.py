@@ -9,7 +9,7 @@ from uuid import uuid4
 import pytest
 
 from pipeline.request import ImageFormat
-from producer.jobs.contract import Claim, Job, Submission
+from producer.jobs.contract import Claim, Job, State, Submission
 from producer.jobs.settings import Durations, Settings
 from producer.jobs.storage import Storage, checkpoint_key, object_key
 from producer.jobs.store import Store
@@ -227,3 +227,77 @@ def test_a_server_that_is_away_is_waited_for_and_said_once(
     assert caplog.text.count(f"{away} answers again") == 1
     for part in nowhere[away].values():
         part.close()
+
+
+# What a person deleted.
+
+
+def drawn_batch(store: Store, farmhand: Farmhand, seeds: list[int], *, deduplicate: bool = False) -> list[Job]:
+    wanted = [Submission.model_validate({"prompt": "a", "width": 64, "height": 64, "seed": seed}) for seed in seeds]
+    batch = store.submit_batch("b", wanted, max_failures=3, deduplicate=deduplicate)
+    farmhand.beat()
+    for job in store.batch_jobs(batch.id, state=State.QUEUED):
+        farmhand.succeed(job)
+    return store.batch_jobs(batch.id)
+
+
+def image_keys(*jobs: Job) -> set[str]:
+    return {job.object_key for job in jobs if job.object_key}
+
+
+def deletions_left(store: Store) -> int:
+    return len(store.deletions(after_s=0))
+
+
+def delete(store: Store, jobs: list[Job]) -> None:
+    assert jobs[0].batch_id is not None
+    store.delete_batch(jobs[0].batch_id)
+
+
+def test_the_images_of_a_deleted_batch_go_and_those_of_others_stay(
+    store: Store, storage: Storage, farmhand: Farmhand, sweep: Callable[[], int]
+) -> None:
+    gone, stay = drawn_batch(store, farmhand, [1, 2, 3]), drawn_batch(store, farmhand, [4])
+    delete(store, gone)
+    until(lambda: sweep() == 3)
+    assert keys_in(storage) == image_keys(*stay)
+    assert deletions_left(store) == 0
+
+
+def test_what_was_deleted_waits_for_workers_that_may_still_upload(
+    store: Store, storage: Storage, farmhand: Farmhand
+) -> None:
+    gone = drawn_batch(store, farmhand, [1])
+    delete(store, gone)
+    Sweeper(store, storage, Durations(scale=1), leads=lambda: True).walk(threading.Event())
+    assert keys_in(storage) == image_keys(*gone)
+    assert deletions_left(store) == 1
+
+
+def test_an_image_that_jobs_of_two_batches_share_goes_with_the_last_of_them(
+    store: Store, storage: Storage, farmhand: Farmhand, sweep: Callable[[], int]
+) -> None:
+    first = drawn_batch(store, farmhand, [1, 2])
+    second = drawn_batch(store, farmhand, [2, 3], deduplicate=True)
+    assert second[0].copy_of == first[1].id
+    delete(store, first)
+    until(lambda: deletions_left(store) == 0 or not sweep())
+    until(lambda: sweep() == 0 and deletions_left(store) == 0)
+    assert keys_in(storage) == image_keys(*second)
+    assert storage.get(second[0].object_key or "")
+    delete(store, second)
+    until(lambda: sweep() == 0 and deletions_left(store) == 0)
+    assert keys_in(storage) == set()
+
+
+def test_a_deletion_that_is_broken_off_goes_on_later(
+    store: Store, storage: Storage, farmhand: Farmhand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("producer.jobs.storage.PAGE", 2)
+    delete(store, drawn_batch(store, farmhand, [1, 2, 3, 4, 5]))
+    until(lambda: store.deletions(after_s=QUICK.sweep_s))
+    answers = iter([True, False])
+    Sweeper(store, storage, QUICK, leads=lambda: next(answers)).walk(threading.Event())
+    assert (len(keys_in(storage)), deletions_left(store)) == (3, 1)
+    Sweeper(store, storage, QUICK, leads=lambda: True).walk(threading.Event())
+    assert (len(keys_in(storage)), deletions_left(store)) == (0, 0)

@@ -1,6 +1,5 @@
 """What a body may hold before it is a submission."""
 
-import io
 import json
 from typing import Any
 
@@ -10,10 +9,6 @@ from pydantic import TypeAdapter, ValidationError
 from producer.api import bodies
 from producer.api.errors import Invalid, Malformed, TooLarge
 from producer.jobs.contract import Submission
-
-
-def lines(*rows: Any) -> io.BytesIO:
-    return io.BytesIO(b"".join(json.dumps(row).encode() + b"\n" for row in rows))
 
 
 @pytest.mark.parametrize(
@@ -64,46 +59,11 @@ def test_a_wrong_field_is_named(value: Any, field: str, words: str) -> None:
     assert fault.model_dump_json()
 
 
-def test_lines_are_submissions_and_blank_ones_are_passed_over() -> None:
-    file = io.BytesIO(b'{"prompt": "a"}\n\n  \r\n{"prompt": "\xe8\x8c\xb6"}')
-    assert [submission.prompt for submission in bodies.submissions(file)] == ["a", "茶"]
-
-
-def test_wrong_lines_are_named_together_and_nothing_is_yielded_after_the_first() -> None:
-    file = lines({"prompt": "a"}, {"prompt": "b", "width": 1, "steps": 0}, {"prompt": "c"})
-    file.seek(0, io.SEEK_END)
-    file.write(b"{nonsense\n")
-    file.seek(0)
-    yielded = []
-    with pytest.raises(Invalid) as refused:
-        yielded.extend(bodies.submissions(file))
-    assert [(fault.line, fault.field) for fault in refused.value.faults] == [(2, "width"), (2, "steps"), (4, "")]
-    assert len(yielded) < 3
-
-
 def test_one_wrong_field_is_said_in_the_singular() -> None:
     with pytest.raises(Invalid, match=r"^1 field is wrong: nothing was submitted$"):
         bodies.validated(Submission, {"prompt": "a", "width": 0})
     with pytest.raises(Invalid, match=r"^2 fields are wrong: nothing was submitted$"):
         bodies.validated(Submission, {"prompt": "a", "width": 0, "steps": 0})
-
-
-def test_no_more_than_twenty_faults_are_told() -> None:
-    with pytest.raises(Invalid) as refused:
-        list(bodies.submissions(lines(*[{"prompt": "a", "width": 1, "height": 1}] * 500)))
-    assert len(refused.value.faults) == bodies.FAULTS_MAX
-
-
-def test_a_file_without_lines_is_refused() -> None:
-    with pytest.raises(Invalid, match="wrong"):
-        list(bodies.submissions(io.BytesIO(b"\n \n")))
-
-
-def test_a_line_without_end_is_refused_by_its_number() -> None:
-    file = io.BytesIO(b'{"prompt": "a"}\n{"prompt": "' + b"a" * 3 * bodies.JOB_MAX_BYTES)
-    with pytest.raises(Invalid) as refused:
-        list(bodies.submissions(file))
-    assert [fault.line for fault in refused.value.faults] == [2]
 
 
 def test_a_json_batch_of_too_many_jobs_is_told_of_ndjson() -> None:

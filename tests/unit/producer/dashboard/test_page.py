@@ -12,6 +12,8 @@ from producer.dashboard.page import _headers, _templates
 from producer.jobs.contract import DEFAULT_TENANT, Batch, Farm, Job, Priority, State, Worker
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+ALONE = {"tenant": None}
+"""Somebody on the machine itself, who had not to say who they are."""
 EVIL = "<script>alert('x')</script>"
 
 
@@ -33,9 +35,22 @@ def job(**changes: Any) -> Job:
     return Job.model_validate(fields | changes)
 
 
-def batch(tenant: str = DEFAULT_TENANT, **counts: int) -> Batch:
+def batch(tenant: str = DEFAULT_TENANT, *, paused: bool = False, rejected: int = 0, **counts: int) -> Batch:
     return Batch.of(
-        id=uuid4(), tenant=tenant, name=EVIL, weight=1, created_at=NOW, jobs=sum(counts.values()), counts=counts
+        id=uuid4(),
+        tenant=tenant,
+        name=EVIL,
+        weight=1,
+        created_at=NOW,
+        paused=paused,
+        cancelled_at=None,
+        finished_at=None,
+        file_id=None,
+        metadata={},
+        refused=[],
+        jobs=sum(counts.values()),
+        rejected=rejected,
+        counts=counts,
     )
 
 
@@ -74,7 +89,7 @@ def overview(**parts: Any) -> Overview:
 
 
 def drawn(shown: Overview) -> str:
-    return _templates("/api/v1").get_template("page.html").render(overview=shown)
+    return _templates("/api/v1").get_template("page.html").render(overview=shown, viewer=ALONE)
 
 
 def test_an_empty_farm_says_what_to_do() -> None:
@@ -156,6 +171,18 @@ def test_nothing_is_loaded_from_elsewhere_but_pictures() -> None:
 
 
 def test_without_postgres_the_page_says_so_and_goes_on_asking() -> None:
-    page = _templates("/api/v1").get_template("page.html").render(away="Postgres: connection refused")
+    page = _templates("/api/v1").get_template("page.html").render(away="Postgres: connection refused", viewer=ALONE)
     assert "connection refused" in page
     assert "dashboard.js" in page
+
+
+def test_a_batch_that_is_paused_says_so_and_leads_to_its_results() -> None:
+    paused, plain = batch(paused=True, rejected=2, queued=1), batch(succeeded=1)
+    shown = overview(batches=[BatchRow(paused, []), BatchRow(plain, [])])
+    page = _templates("/api/v1").get_template("overview.html").render(overview=shown, viewer=ALONE)
+    assert page.count(">paused<") == page.count(">2 rejected<") == 1
+    for row in (paused, plain):
+        assert f'href="/api/v1/batches/{row.id}/results?format=xlsx"' in page
+        assert f'href="/api/v1/batches/{row.id}/results"' in page
+    assert f"{plain.id}/images.zip" in page
+    assert f"{paused.id}/images.zip" not in page

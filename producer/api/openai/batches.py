@@ -1,0 +1,126 @@
+"""``/v1/batches``: every batch of the farm, and new ones out of uploaded files."""
+
+from collections.abc import Mapping
+from typing import Annotated, Literal, TypedDict
+
+from fastapi import APIRouter, Depends, Query, Request
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from pipeline.request import Text
+from producer.api.bodies import JSON, parse, read_document, spooled, validated
+from producer.api.documents import body_of
+from producer.api.errors import Fault, Invalid
+from producer.api.openai.documents import errors
+from producer.api.openai.errors import Ended
+from producer.api.openai.files import content_of
+from producer.api.openai.identifiers import FileId, Part, batch_id
+from producer.api.openai.lines import Input, Refused
+from producer.api.openai.progress import ENDED, Progress, progress_of
+from producer.api.parameters import Fingerprint, Key
+from producer.api.services import Here, Services
+from producer.jobs import contract
+from producer.jobs.contract import SubmissionKey
+from producer.jobs.files import Files
+from producer.jobs.models import Models
+
+PAGE_MAX = 100
+PAIRS_MAX = 16
+
+MetadataKey = Annotated[Text, StringConstraints(max_length=64)]
+MetadataValue = Annotated[Text, StringConstraints(max_length=512)]
+
+router = APIRouter(prefix="/v1/batches", tags=["openai"])
+
+
+class BatchCreation(BaseModel):
+    """``POST /v1/batches``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    input_file_id: str
+    endpoint: Literal["/v1/images/generations"]
+    completion_window: Literal["24h"] = Field(description="Means nothing: batches do not expire.")
+    metadata: dict[MetadataKey, MetadataValue] | None = Field(default=None, max_length=PAIRS_MAX)
+
+
+class _Facts(TypedDict):
+    tenant: str
+    file_id: str
+    metadata: Mapping[str, str] | None
+
+
+class ProgressList(BaseModel):
+    """Some of them, the newest first, and whether there are more."""
+
+    object: Literal["list"] = "list"
+    data: list[Progress]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+@router.post("", openapi_extra=body_of({JSON: "BatchCreation"}), responses=errors(404, 413))
+def create(request: Request, body: Annotated[bytes, Depends(read_document)], here: Here, key: Key = None) -> Progress:
+    """Make a batch of a file's lines. When this answers, the file was read and no job of it can be lost.
+
+    A line that is no request, has another url, or repeats a ``custom_id`` fails the whole batch, with the number of
+    each such line; nothing is drawn then. A request that cannot be drawn goes to the error file, alone.
+    """
+    asked = validated(BatchCreation, parse(body))
+    source = FileId.read(asked.input_file_id)
+    if source.part not in {None, Part.INPUT}:
+        raise Invalid([Fault(field="input_file_id", message="is no input of a batch")])
+    fingerprint = Fingerprint(request)
+    fingerprint.add(body)
+    (made,) = progress_of([_made(asked, source, here, fingerprint.with_key(key))], here)
+    return made
+
+
+def _made(asked: BatchCreation, source: FileId, here: Services, key: SubmissionKey | None) -> contract.Batch:
+    name = Files(here.database).file(source.id).name if source.part is None else here.store.batch(source.id).name
+    facts = _Facts(tenant=here.whose(None), file_id=str(source), metadata=asked.metadata)
+    with spooled() as file:  # so that no transaction waits for the bucket
+        for piece in content_of(source, here):
+            file.write(piece)
+        file.seek(0)
+        lines = Input(file, [model.name for model in Models(here.database).all()])
+        try:
+            most = here.settings.max_failures
+            return here.store.submit_batch(name, lines.entries(), max_failures=most, key=key, **facts)
+        except Refused as refused:
+            return here.store.refuse_batch(name, refused.faults, **facts)
+
+
+@router.get("", responses=errors(404))
+def all_batches(
+    here: Here,
+    after: Annotated[str | None, Query(description="The id of the last batch of the page before.")] = None,
+    limit: Annotated[int, Query(ge=1, le=PAGE_MAX)] = 20,
+) -> ProgressList:
+    """The newest first, whichever way they came in."""
+    last = here.store.batch(batch_id(after)).id if after else None
+    found = here.store.batches(limit + 1, after=last)
+    data = progress_of(found[:limit], here)
+    return ProgressList(
+        data=data,
+        first_id=data[0].id if data else None,
+        last_id=data[-1].id if data else None,
+        has_more=len(found) > limit,
+    )
+
+
+@router.get("/{name}", responses=errors(404))
+def one_batch(name: str, here: Here) -> Progress:
+    """One batch."""
+    (found,) = progress_of([here.store.batch(batch_id(name))], here)
+    return found
+
+
+@router.post("/{name}/cancel", responses=errors(404, 409))
+def cancel(name: str, here: Here) -> Progress:
+    """Cancel all of a batch that has not ended; what is drawn stays, and is in its output. Cancelling twice is one."""
+    (before,) = progress_of([here.store.batch(batch_id(name))], here)
+    if before.status in ENDED - {"cancelled"}:
+        raise Ended(before.status)
+    (after,) = progress_of([here.store.cancel_batch(batch_id(name))], here)
+    return after

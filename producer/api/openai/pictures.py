@@ -1,0 +1,37 @@
+"""A drawn image as OpenAI's answers hold it: a link that is valid for a while, or the file itself in base64."""
+
+from base64 import b64encode
+from typing import Any, Literal
+
+from producer.jobs.contract import Job
+from producer.jobs.storage import Storage
+
+Delivery = Literal["url", "b64_json"]
+
+
+class Pictures:
+    """The images of jobs that have succeeded, each with the seed that it was drawn from."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+
+    def of(self, job: Job, delivery: Delivery) -> dict[str, Any]:
+        """Raises: Unavailable, NotFound: the object is gone."""
+        if delivery == "url":
+            return {"url": self._storage.link(_key(job), job.file_name), "seed": job.request.seed}
+        return {"b64_json": b64encode(self._file(job)).decode(), "seed": job.request.seed}
+
+    def _file(self, job: Job) -> bytes:
+        return self._storage.get(_key(job))
+
+
+class Sizes(Pictures):
+    """The same in length, byte for byte, without asking the bucket: to tell how long a file will be."""
+
+    def _file(self, job: Job) -> bytes:
+        return bytes(job.size_bytes or 0)
+
+
+def _key(job: Job) -> str:
+    assert job.object_key is not None, "only a job that has succeeded has an image"
+    return job.object_key

@@ -1,0 +1,73 @@
+"""The commands that steer what was submitted: retry, pause, resume, prioritise, delete. They speak HTTP to the farm."""
+
+from typing import Annotated
+from uuid import UUID
+
+import typer
+
+from producer.cli.jobs import AsJson, connect, console, find, line, print_json
+from producer.client import Batch, Job
+from producer.jobs.contract import Priority
+
+BatchId = Annotated[UUID, typer.Argument(help="A batch.")]
+
+
+def retry(
+    id: Annotated[UUID, typer.Argument(help="A batch or a job.")],
+    failed: Annotated[bool, typer.Option("--failed", help="Of a batch what failed; so it is without any option.")] = (
+        False
+    ),
+    cancelled: Annotated[bool, typer.Option("--cancelled", help="Of a batch what was cancelled.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Draw again what failed, with the seeds that it had. What succeeded stays."""
+    states = ["failed"] * (failed or not cancelled) + ["cancelled"] * cancelled
+    with connect() as client:
+        found = find(client, id)
+        again = client.retry_batch(found, states) if isinstance(found, Batch) else client.retry(found)
+    _tell(again, as_json)
+
+
+def pause(id: BatchId, as_json: AsJson = False) -> None:
+    """Begin nothing more of a batch until it is resumed; what is being drawn is drawn."""
+    with connect() as client:
+        _tell(client.pause(id), as_json)
+
+
+def resume(id: BatchId, as_json: AsJson = False) -> None:
+    """Go on with a paused batch."""
+    with connect() as client:
+        _tell(client.resume(id), as_json)
+
+
+def prioritise(
+    id: BatchId,
+    priority: Annotated[Priority, typer.Argument(help="Who goes first.")],
+    as_json: AsJson = False,
+) -> None:
+    """Give all of a batch that has not ended another priority."""
+    with connect() as client:
+        _tell(client.prioritise(id, priority), as_json)
+
+
+def delete(
+    id: BatchId,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Delete a batch: its jobs at once, its images some minutes later. It cannot be undone."""
+    with connect() as client:
+        batch = client.batch(id)
+        if not yes:
+            typer.confirm(f"{line(batch)}\ndelete all of it, with its images?", abort=True, err=True)
+        client.delete_batch(batch)
+    console.print(f"deleted batch {id}", markup=False)
+
+
+def _tell(now: Batch | Job, as_json: bool) -> None:
+    if as_json:
+        print_json(now)
+    else:
+        console.print(line(now), markup=False)
+
+
+COMMANDS = (retry, pause, resume, prioritise, delete)

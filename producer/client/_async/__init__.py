@@ -1,0 +1,1 @@
+"""The client's one code path. ``make client`` writes ``_sync`` from it."""

@@ -1,0 +1,208 @@
+"""Batches: submit many, look before, steer, and fetch what came of them."""
+
+from collections.abc import AsyncIterator, Iterable, Sequence
+from pathlib import Path
+from typing import IO, Any, Unpack
+from uuid import UUID
+
+from producer.client._async.transport import Answered, AsyncPieces, AsyncTransport, rewindable, spooled
+from producer.client.bodies import (
+    NDJSON,
+    ManifestOptions,
+    Request,
+    document,
+    given,
+    id_of,
+    lines_of,
+    media_type_of,
+    named,
+    query_of,
+)
+from producer.client.models import Batch, Estimate, Job, NamedSize, Preview, Rejection
+from producer.client.waiting import aside_async
+
+SUBMISSION_TIMEOUT_S = 900.0
+"""A file of 200,000 rows is answered once all of them are in the table."""
+
+
+class AsyncBatches(AsyncTransport):
+    """The client's half that knows batches."""
+
+    async def submit_many(
+        self,
+        name: str,
+        requests: Iterable[Request],
+        *,
+        tenant: str | None = None,
+        weight: float | None = None,
+        key: str | None = None,
+        deduplicate: bool = False,
+    ) -> Batch:
+        """Submit a batch of any length: all or nothing. ``requests`` is read once, in constant memory.
+
+        What ``requests`` itself raises passes on, and nothing is submitted.
+
+        Args:
+            tenant: whose batch it is; None: the API key's own tenant.
+            weight: of its share beside the tenant's other batches, 0.01 to 100; None: 1.
+            key: as for ``submit``.
+            deduplicate: what was drawn already is not drawn again; such jobs have succeeded at once.
+
+        Raises:
+            Refused: lines are wrong: ``problem.errors`` names each line (from 1) and field. Or the key came before
+                with other lines, another name or weight.
+            ClientError
+        """
+        params = given(name=name, tenant=tenant, weight=weight, deduplicate="true" if deduplicate else None)
+        with spooled() as spool:
+            await aside_async(spool.writelines, lines_of(requests))
+            spool.seek(0)
+            return await self._uploaded(Batch, "batches", NDJSON, AsyncPieces(spool), params, key)
+
+    async def submit_manifest(
+        self,
+        file: Path | str | IO[bytes],
+        *,
+        kind: str | None = None,
+        key: str | None = None,
+        **options: Unpack[ManifestOptions],
+    ) -> Batch:
+        """Submit a spreadsheet or a file of lines: all rows or none, or with ``partial`` the good ones.
+
+        The file is sent in constant memory, and read by the farm.
+
+        Args:
+            file: its path, or open in binary mode; a pipe goes by way of a temporary file.
+            kind: csv, jsonl or xlsx; None: as the file's name ends.
+            key: as for ``submit``.
+            options: see ``ManifestOptions``.
+
+        Raises:
+            Refused: rows are wrong: ``problem.errors`` names each line (from 1, the header included) and column.
+            ValueError: the file's kind is not known.
+            OSError: the file cannot be read.
+            ClientError
+        """
+        return await self._manifest(Batch, "batches", file, kind, key, options)
+
+    async def preview_manifest(
+        self, file: Path | str | IO[bytes], *, kind: str | None = None, **options: Unpack[ManifestOptions]
+    ) -> Preview:
+        """What ``submit_manifest`` would submit: the first rows, counts, problems, the cost. Submits nothing.
+
+        Raises: as ``submit_manifest``.
+        """
+        return await self._manifest(Preview, "manifests/preview", file, kind, None, options)
+
+    async def estimate(self, work: float) -> Estimate:
+        """What so much ``work``, in megapixel-steps, costs. Raises: ClientError."""
+        return await self._asked(Estimate, "GET", "estimate", params={"work": work})
+
+    async def sizes(self) -> list[NamedSize]:
+        """The sizes that have a name, which ``vary`` and ``default`` understand. Raises: ClientError."""
+        return await self._listed(NamedSize, "sizes", "sizes")
+
+    async def batch(self, batch: Batch | UUID | str) -> Batch:
+        """The batch as it is now. Raises: NotFound, ClientError."""
+        return await self._asked(Batch, "GET", f"batches/{id_of(batch)}")
+
+    def batches(
+        self, *, state: str | None = None, tenant: str | None = None, name: str | None = None, page: int = 100
+    ) -> AsyncIterator[Batch]:
+        """All batches, the newest first, asked for page by page.
+
+        Args:
+            state: open or finished.
+            name: text that the name holds.
+            page: batches a page, 1 to 100.
+
+        Raises:
+            ClientError
+        """
+        params = given(state=state, tenant=tenant, name=name, limit=page)
+        return self._pages(Batch, "batches", "batches", "cursor", params)
+
+    def batch_jobs(self, batch: Batch | UUID | str, *, state: str | None = None, page: int = 500) -> AsyncIterator[Job]:
+        """The batch's jobs in the order of submission, page by page. Raises: NotFound, ClientError."""
+        return self._pages(Job, "jobs", f"batches/{id_of(batch)}/jobs", "after", given(state=state, limit=page))
+
+    def rejections(self, batch: Batch | UUID | str, *, page: int = 500) -> AsyncIterator[Rejection]:
+        """The lines of the batch's input that became no job, page by page. Raises: NotFound, ClientError."""
+        return self._pages(Rejection, "rejections", f"batches/{id_of(batch)}/rejections", "after", given(limit=page))
+
+    async def cancel_batch(self, batch: Batch | UUID | str) -> Batch:
+        """Cancel all of a batch that has not ended; images that are there stay. Raises: NotFound, ClientError."""
+        return await self._told(batch, "cancel")
+
+    async def retry_batch(self, batch: Batch | UUID | str, states: Sequence[str] = ("failed",)) -> Batch:
+        """Draw again what of the batch is in these ``states``: failed, cancelled. Raises: NotFound, ClientError."""
+        return await self._told(batch, "retry", state=list(states))
+
+    async def pause(self, batch: Batch | UUID | str) -> Batch:
+        """Start nothing more of the batch; what is being drawn is finished. Raises: NotFound, ClientError."""
+        return await self._told(batch, "pause")
+
+    async def resume(self, batch: Batch | UUID | str) -> Batch:
+        """Go on with a paused batch. Raises: NotFound, ClientError."""
+        return await self._told(batch, "resume")
+
+    async def prioritise(self, batch: Batch | UUID | str, priority: str) -> Batch:
+        """Let what of the batch waits go first or later: interactive, standard, bulk. Raises: NotFound, ClientError."""
+        path = f"batches/{id_of(batch)}/priority"
+        return await self._asked(Batch, "PUT", path, **document({"priority": priority}))
+
+    async def delete_batch(self, batch: Batch | UUID | str) -> None:
+        """Remove a batch with its jobs and images. Raises: NotFound, ClientError."""
+        await self._answer("DELETE", f"batches/{id_of(batch)}")
+
+    async def write_results(self, batch: Batch | UUID | str, to: Path | str, format: str = "csv") -> None:
+        """Write what became of each row of the input to the file ``to``: csv, jsonl or xlsx.
+
+        Raises:
+            OSError: the file cannot be written; nothing of it is left.
+            NotFound, ClientError
+        """
+        await self._written(f"batches/{id_of(batch)}/results", to, {"format": format})
+
+    async def write_images(self, batch: Batch | UUID | str, to: Path | str) -> None:
+        """Write all images that are there to the ZIP file ``to``. Raises: as ``write_results``."""
+        await self._written(f"batches/{id_of(batch)}/images.zip", to, {})
+
+    async def _told(self, batch: Batch | UUID | str, order: str, **params: Any) -> Batch:
+        return await self._asked(Batch, "POST", f"batches/{id_of(batch)}/{order}", params=params)
+
+    async def _manifest(
+        self,
+        model: type[Answered],
+        path: str,
+        file: Path | str | IO[bytes],
+        kind: str | None,
+        key: str | None,
+        options: ManifestOptions,
+    ) -> Answered:
+        if isinstance(file, Path | str):
+            with Path(file).open("rb") as opened:
+                return await self._manifest(model, path, opened, kind, key, options)
+        media_type, query = media_type_of(named(file), kind), query_of(named(file), options)
+        with spooled() as spool:
+            return await self._uploaded(model, path, media_type, await rewindable(file, spool), query, key)
+
+    async def _uploaded(
+        self,
+        model: type[Answered],
+        path: str,
+        media_type: str,
+        body: AsyncPieces,
+        params: dict[str, Any],
+        key: str | None,
+    ) -> Answered:
+        return await self._asked(
+            model,
+            "POST",
+            path,
+            params=params,
+            headers={"Content-Type": media_type},
+            content=body,
+            key=key,
+            patience_s=SUBMISSION_TIMEOUT_S,
+        )

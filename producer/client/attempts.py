@@ -1,0 +1,84 @@
+"""When a question is asked again, and when it is given up. Waits for nothing and sends nothing itself.
+
+Everything is asked again a few times when the farm is away for a moment or the connection is lost. Every POST carries
+an idempotency key, by which the farm knows what it has done already: nothing is done twice.
+"""
+
+import random
+import time
+
+import httpx
+from pydantic import ValidationError
+
+from producer.client.errors import REFUSALS, ClientError, Refused, ServerError, Unreachable
+from producer.client.models import Problem
+
+ATTEMPTS = 5
+FIRST_WAIT_S = 0.25
+LONGEST_WAIT_S = 8.0
+"""A farm that wants to be asked later than that is not waited for."""
+RETRIED_STATUSES = frozenset({429, 500, 502, 503, 504})
+"""500 too: nothing that is asked here does more when it is asked twice."""
+AT_WORK = "urn:ovis-batch:problem:key-at-work"
+"""The farm is still at what was asked with the same key: by an attempt whose connection was lost, or by others."""
+UNHEARD_ERRORS = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol)
+RETRIED_ERRORS = (httpx.TimeoutException, httpx.NetworkError, httpx.ProxyError, httpx.RemoteProtocolError)
+
+
+class Attempts:
+    """Of one question to the farm at ``url``. An earlier attempt that is still at work is waited for ``patience_s``."""
+
+    def __init__(self, url: str, patience_s: float) -> None:
+        self._url = url
+        self._deadline = time.monotonic() + patience_s
+        self._failed = 0
+        self._heard = False
+
+    def lost(self, error: httpx.HTTPError) -> float:
+        """No answer came: how long to wait before the next attempt, in seconds. Raises: Unreachable."""
+        self._heard = self._heard or not isinstance(error, UNHEARD_ERRORS)
+        wait_s = self._backoff_s()
+        if self._failed == ATTEMPTS or not isinstance(error, RETRIED_ERRORS):
+            raise Unreachable(self._url, str(error) or type(error).__name__, heard=self._heard) from error
+        return wait_s
+
+    def refused(self, response: httpx.Response) -> float:
+        """This came: how long to wait before the next attempt, in seconds. Raises: ServerError, Refused."""
+        self._heard = True
+        problem, asked_s = problem_in(response), _retry_after_s(response)
+        if problem.type == AT_WORK and time.monotonic() < self._deadline:
+            return asked_s or LONGEST_WAIT_S
+        wait_s = self._backoff_s() + (asked_s or 0)
+        if self._failed == ATTEMPTS or response.status_code not in RETRIED_STATUSES or wait_s > LONGEST_WAIT_S:
+            raise _error_of(response.status_code, problem, asked_s)
+        return wait_s
+
+    def _backoff_s(self) -> float:
+        """From half of it to all of it, so that clients that were cut off together do not come back together."""
+        self._failed += 1
+        return float(FIRST_WAIT_S * 2 ** (self._failed - 1)) * random.uniform(0.5, 1)
+
+
+def problem_in(response: httpx.Response) -> Problem:
+    """The problem document, or one made up for an answer that is none: a proxy's, or the bucket's."""
+    try:
+        return Problem.model_validate_json(response.content)
+    except ValidationError:
+        return Problem(
+            type="about:blank",
+            title=response.reason_phrase or "no problem document",
+            status=response.status_code,
+            detail=response.text[:500],
+            instance=response.url.path,
+        )
+
+
+def _retry_after_s(response: httpx.Response) -> float | None:
+    value = response.headers.get("Retry-After", "")
+    return float(value) if value.isdecimal() else None
+
+
+def _error_of(status: int, problem: Problem, retry_after_s: float | None) -> ClientError:
+    if status >= 500:
+        return ServerError(problem, retry_after_s)
+    return REFUSALS.get(status, Refused)(problem, retry_after_s)

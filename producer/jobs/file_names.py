@@ -1,0 +1,47 @@
+"""What the images of one batch are called, side by side in one folder.
+
+Everyone who names them walks through all jobs of the batch in their order, drawn or not. So the table of results, the
+ZIP and the folder of the command line agree, and a retry changes no name that was given before.
+"""
+
+import itertools
+import re
+from hashlib import blake2b
+from pathlib import PurePosixPath
+
+SHEETS_MAX = 5
+SHEETS = ("contact-sheet.png", *(f"contact-sheet-{number}.png" for number in range(2, SHEETS_MAX + 1)))
+TABLES = ("results.csv", "results.jsonl", "results.xlsx")
+"""What stands beside the images: no image takes its place."""
+STEM_MAX_BYTES = 200
+
+
+class FileNames:
+    """Gives each job a name that no other has, not even where upper and lower case are one.
+
+    A name that is taken gets the number of its row, or the next that is free. Keeps eight bytes of each name, so that
+    a hundred thousand take a few megabytes; two that had the same by chance would cost one of them a number.
+    """
+
+    def __init__(self) -> None:
+        self._taken = {_key(name) for name in (*SHEETS, *TABLES)}
+
+    def name(self, file_name: str, position: int) -> str:
+        """The name of the job's file, a plain one whatever ``file_name`` holds. To be asked in the jobs' order."""
+        stem, suffix = _plain(file_name)
+        numbered = (f"{stem}-{number}{suffix}" for number in itertools.count(position + 1))
+        name = next(name for name in itertools.chain([stem + suffix], numbered) if _key(name) not in self._taken)
+        self._taken.add(_key(name))
+        return name
+
+
+def _plain(file_name: str) -> tuple[str, str]:
+    """Stem and suffix, without path, control characters and excessive length. The farm's own names have none of it;
+    this is for whoever asks a farm that is not what it seems."""
+    path = PurePosixPath(re.sub(r"[\x00-\x1f\x7f]", "_", file_name.replace("\\", "/")))
+    stem, suffix = (path.stem, path.suffix) if path.name not in {"", ".."} else ("image", "")
+    return stem.encode(errors="replace")[:STEM_MAX_BYTES].decode(errors="ignore"), suffix[:10]
+
+
+def _key(name: str) -> bytes:
+    return blake2b(name.casefold().encode(errors="replace"), digest_size=8).digest()

@@ -1,0 +1,54 @@
+"""The models that the farm draws with, as its workers tell."""
+
+from datetime import datetime
+from typing import NamedTuple
+
+from sqlalchemy import text
+
+from producer.jobs.errors import NotFound
+from producer.jobs.postgres import Database
+
+
+class ModelNotFound(NotFound):
+    """No worker draws with a model of this name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__("model", name)
+
+
+class Model(NamedTuple):
+    """A model by the name that workers give it, and since when the farm has it."""
+
+    name: str
+    since: datetime
+
+
+class Models:
+    """Those of the workers that live; if none does, those of the one seen last."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def all(self) -> list[Model]:
+        """By name."""
+        with self._database.single() as connection:
+            return [Model(row.model, row.since) for row in connection.execute(_MODELS)]
+
+    def model(self, name: str) -> Model:
+        """Raises: ModelNotFound."""
+        found = next((model for model in self.all() if model.name == name), None)
+        if found is None:
+            raise ModelNotFound(name)
+        return found
+
+
+_MODELS = text(
+    """
+    SELECT model, min(started_at) AS since FROM workers
+    WHERE model IN (
+        SELECT model FROM workers WHERE stopped_at IS NULL AND heartbeat_at > now() - interval '1 minute'
+        UNION (SELECT model FROM workers ORDER BY heartbeat_at DESC LIMIT 1)
+    )
+    GROUP BY model ORDER BY model
+    """
+)

@@ -1,0 +1,105 @@
+"""Rows of a CSV file, in constant memory. The first row names the columns."""
+
+import csv
+from collections.abc import Callable, Iterator, Sequence
+from typing import IO
+
+from producer.manifest.lines import lines
+from producer.manifest.problem import ManifestError, Problem
+from producer.manifest.record import Record
+
+LINE_MAX_CHARACTERS = 4_000_000
+COLUMNS_MAX = 700
+
+CheckHeader = Callable[[Sequence[str]], Sequence[Problem]]
+"""What is wrong with the names of the columns."""
+
+
+def csv_rows(file: IO[bytes], check_header: CheckHeader) -> Iterator[Record]:
+    """Raises: ManifestError: no more of the file can be read, or its header is wrong."""
+    header: list[str] = []
+    records = _numbered(file, header)
+    _, first = next(records, (1, []))
+    header += [cell.strip() for cell in first]
+    check_columns(header, check_header)
+    for line, cells in records:
+        if any(cell.strip() for cell in cells):
+            yield _record(line, header, cells)
+
+
+def check_columns(header: Sequence[str], check_header: CheckHeader) -> None:
+    """Raises: ManifestError."""
+    if not any(header):
+        raise ManifestError.of_file("is empty: the first line must name the columns")
+    if len(header) > COLUMNS_MAX:
+        raise ManifestError.of_file(f"has {len(header)} columns: {COLUMNS_MAX} are read at most", line=1)
+    if len(header) == 1:
+        _check_separator(header[0], check_header)
+    unnamed = next((place for place, column in enumerate(header, start=1) if not column), None)
+    if unnamed:
+        raise ManifestError.of_file(f"column {unnamed} has no name", line=1)
+    if problems := check_header(header):
+        raise ManifestError(problems[:20], len(problems))
+
+
+def _check_separator(header: str, check_header: CheckHeader) -> None:
+    for separator, name in ((";", "semicolons"), ("\t", "tabs")):
+        if separator in header and check_header([header]):
+            raise ManifestError.of_file(f"its columns are separated by {name}: save it with commas", line=1)
+
+
+def _record(line: int, header: Sequence[str], cells: Sequence[str]) -> Record:
+    values = dict(zip(header, cells, strict=False))
+    if len(cells) <= len(header):
+        return Record(line, values)
+    told = f"has {len(cells)} cells and the header {len(header)}: put a cell that holds a comma in quotes"
+    return Record(line, values, (Problem(line, None, told),))
+
+
+def _numbered(file: IO[bytes], header: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
+    """Each row with the line on which it begins; quoted cells may go over many."""
+    kept: list[str] = []  # the lines of the row that is being read, to say what is wrong with it
+    reader = csv.reader(_keeping(lines(file, LINE_MAX_CHARACTERS), kept), strict=True)
+    while True:
+        begins = reader.line_num + 1
+        kept.clear()
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise _told(error, begins, "".join(kept), header) from None
+        if len(kept[-1]) == LINE_MAX_CHARACTERS:
+            raise ManifestError.of_file(f"is longer than {LINE_MAX_CHARACTERS:,} characters", line=begins)
+        yield begins, cells
+
+
+def _keeping(read: Iterator[str], kept: list[str]) -> Iterator[str]:
+    for line in read:
+        kept.append(line)
+        yield line
+
+
+def _told(error: csv.Error, line: int, text: str, header: Sequence[str]) -> ManifestError:
+    """In words for whoever wrote the file, where Python's own are for whoever reads it."""
+    words, limit = str(error), csv.field_size_limit()
+    if words == "unexpected end of data":
+        told = "is no CSV: a quote is opened in this row and closed nowhere below"
+        return ManifestError.of_file(told, line=line, column=_column(text, header))
+    if words.startswith("field larger than field limit"):
+        told = f"is no CSV: a cell has more than {limit:,} characters: is a quote in this row not closed?"
+        return ManifestError.of_file(told, line=line, column=_column(text, header, limit))
+    return ManifestError.of_file(f"is no CSV: {words}", line=line)
+
+
+def _column(text: str, header: Sequence[str], longest: int | None = None) -> str:
+    """The name, or else the place, of the cell that is longer than ``longest``; without that, of the last one."""
+    place, begins, quoted = 0, 0, False
+    for position, character in enumerate(text):
+        if longest is not None and position - begins > longest + 1:
+            break
+        if character == '"':
+            quoted = not quoted
+        elif character == "," and not quoted:
+            place, begins = place + 1, position + 1
+    return header[place] if place < len(header) else str(place + 1)

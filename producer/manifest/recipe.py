@@ -1,0 +1,198 @@
+"""How the rows of a manifest become submissions: templates, defaults, what is varied; checked before any row is read.
+
+What a row says goes before a default, and what is varied goes before both. ``size`` is a column like others, and stands
+for width and height.
+"""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from producer.jobs.contract import Entry, Submission
+from producer.manifest.problem import ManifestError, Problem
+from producer.manifest.record import Record, unstorable
+from producer.manifest.sizes import size_of
+from producer.manifest.template import Template, Unfilled
+from producer.manifest.variation import variations
+
+FIELDS = dict.fromkeys(Submission.model_fields)
+SIZE = "size"
+SIDES = ("width", "height")
+DEFAULTS = Submission(prompt="-").model_dump(mode="json", exclude={"prompt"})
+SUFFIXES = (".{format}", ".png", ".jpg", ".jpeg", ".webp")
+CHECKED_MAX = 1_000
+"""Sets of columns that are remembered: rows of JSONL may have other ones each."""
+
+
+class Recipe:
+    """What is the same for all rows.
+
+    Args:
+        template: makes the prompt from the columns of a row; without it a column ``prompt`` holds it.
+        file_name: names each output; a suffix is left out, as the image's format decides it.
+        vary: ``field=values``, see ``variation``.
+        defaults: ``field=value`` for what a row leaves empty.
+
+    Raises:
+        ManifestError: an option is wrong; the problem's column names the option.
+    """
+
+    def __init__(
+        self,
+        *,
+        template: str | None = None,
+        file_name: str | None = None,
+        vary: Sequence[str] = (),
+        defaults: Sequence[str] = (),
+    ) -> None:
+        self._prompt = Template(template, "template") if template is not None else None
+        self._name = Template(_stem(file_name), "file_name") if file_name is not None else None
+        used = [made.columns for made in (self._prompt, self._name) if made]
+        self._used = frozenset[str]().union(*used)
+        self._defaults = _sized(_pairs(defaults), "default")
+        self._variations = [_sized(values, "vary") for values in variations(vary)]
+        self._varied = frozenset(self._variations[0])
+        for values, option in ((self._defaults, "default"), *((values, "vary") for values in self._variations)):
+            self._check_values(values, option)
+        self._checked: dict[tuple[str, ...], tuple[Problem, ...]] = {}
+
+    def _check_values(self, values: Mapping[str, Any], option: str) -> None:
+        for field in values:
+            if field not in FIELDS and field != SIZE and field not in self._used:
+                raise ManifestError([Problem(0, option, f"{field!r} is no field of a request, nor in a template")])
+        try:
+            Submission.model_validate({"prompt": "-"} | _fields(values))
+        except ValidationError as error:
+            problems = [Problem(0, option, f"{found.column}: {found.message}") for found in _problems(0, error)]
+            raise ManifestError(problems) from None
+
+    def check_header(self, columns: Sequence[str]) -> list[Problem]:
+        """What is wrong with the columns of a file in which every row has the same."""
+        twice = sorted({column for column in columns if columns.count(column) > 1})
+        problems = [Problem(1, column, "is there twice") for column in twice]
+        problems += self._unknown(1, columns)
+        there = {*columns, *self._defaults, *self._varied, *DEFAULTS, SIZE}
+        for column in sorted(self._used - there):
+            problems.append(Problem(1, column, "is used by a template and is no column of the file"))
+        if self._prompt is None and "prompt" not in {*map(str.lower, columns), *there}:
+            problems.append(Problem(1, "prompt", "is missing"))
+        return problems
+
+    def _unknown(self, line: int, columns: Sequence[str]) -> list[Problem]:
+        problems = [
+            Problem(line, column, told)
+            for column in dict.fromkeys(columns)
+            if (told := self._refusal(column)) is not None
+        ]
+        if SIZE in columns and not set(SIDES).isdisjoint(columns):
+            problems.append(Problem(line, SIZE, "stands beside width or height: give one or the other"))
+        return problems
+
+    def _refusal(self, column: str) -> str | None:
+        if column in self._varied:
+            return "is varied, and is a column of the file too: leave one out"
+        if column == "prompt" and self._prompt is not None and column not in self._used:
+            return "is a column, but the template makes the prompt: write {prompt} in it, or remove the column"
+        if column in FIELDS or column == SIZE or column in self._used:
+            return None
+        near = difflib.get_close_matches(column.lower(), (*FIELDS, SIZE), n=1, cutoff=0.8)
+        if near:
+            return f"is no column of a request: write {near[0]!r}"
+        if self._prompt is not None:
+            return None  # the row's own: it comes back with the results
+        return f"is no column of a request, and no template uses it: there are {', '.join((*FIELDS, SIZE))}"
+
+    def entries(self, record: Record) -> list[Entry] | tuple[Problem, ...]:
+        """The jobs of one row, or all that is wrong with it."""
+        if problems := record.problems or self._checked_columns(record) or _unstorable(record):
+            return problems
+        source = dict(record.values)
+        try:
+            given = _sized({key: value for key, value in source.items() if value not in (None, "")}, None)
+            return [
+                Entry(self._submission({**self._base(given), **varied}), record.line, source)
+                for varied in self._variations
+            ]
+        except ValidationError as error:
+            return tuple(_problems(record.line, error))
+        except Unfilled as error:
+            return (Problem(record.line, error.column, str(error)),)
+
+    def _base(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        sides = [side for side in SIDES if side in given]
+        default = self._defaults
+        if sides and SIZE in default and SIZE not in given:  # its name is of another size then
+            default = {key: value for key, value in default.items() if key != SIZE}
+        return {**default, **given}
+
+    def _submission(self, values: Mapping[str, Any]) -> Submission:
+        """Raises: ValidationError, Unfilled."""
+        fields = _fields(values)
+        if self._used:
+            known = {**DEFAULTS, **values}
+            known.setdefault(SIZE, f"{known['width']}x{known['height']}")
+            if self._prompt:
+                known["prompt"] = fields["prompt"] = self._prompt.fill(known)
+            if self._name:
+                fields["name"] = self._name.fill(known)
+        return Submission.model_validate(fields)
+
+    def _checked_columns(self, record: Record) -> tuple[Problem, ...]:
+        columns = tuple(record.values)
+        if columns not in self._checked:
+            if len(self._checked) >= CHECKED_MAX:
+                self._checked.clear()
+            self._checked[columns] = tuple(self._unknown(0, columns))
+        return tuple(Problem(record.line, found.column, found.message) for found in self._checked[columns])
+
+
+def _fields(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {field: value for field, value in values.items() if field in FIELDS}
+
+
+def _stem(file_name: str) -> str:
+    """Without a suffix, which may be given as people think of it."""
+    for suffix in SUFFIXES:
+        file_name = file_name.removesuffix(suffix)
+    return file_name
+
+
+def _pairs(options: Sequence[str]) -> dict[str, str]:
+    pairs: dict[str, str] = {}
+    for option in options:
+        field, given, value = option.partition("=")
+        if not (field.strip() and given and value):
+            raise ManifestError([Problem(0, "default", f"{option!r}: write field=value")])
+        if field.strip() in pairs:
+            raise ManifestError([Problem(0, "default", f"{field.strip()!r} is there twice")])
+        pairs[field.strip()] = value
+    return pairs
+
+
+def _sized(values: dict[str, Any], option: str | None) -> dict[str, Any]:
+    """With width and height, where a size is given. Raises: ManifestError with ``option``, else Unfilled."""
+    if SIZE not in values:
+        return values
+    try:
+        if not set(SIDES).isdisjoint(values):
+            raise ValueError("stands beside width or height: give one or the other")
+        return values | size_of(values[SIZE])._asdict()
+    except ValueError as error:
+        told = f"{str(values[SIZE])[:100]!r} {error}"
+        if option is None:
+            raise Unfilled(SIZE, told) from None
+        raise ManifestError([Problem(0, option, f"size: {told}")]) from None
+
+
+def _unstorable(record: Record) -> tuple[Problem, ...]:
+    found = ((column, unstorable(column) or unstorable(value)) for column, value in record.values.items())
+    return tuple(Problem(record.line, column, told) for column, told in found if told)
+
+
+def _problems(line: int, error: ValidationError) -> list[Problem]:
+    return [
+        Problem(line, ".".join(map(str, detail["loc"])), detail["msg"].removeprefix("Value error, "))
+        for detail in error.errors(include_url=False, include_input=False, include_context=False)
+    ]

@@ -1,0 +1,62 @@
+"""README's Python, run as it stands there against a real farm with a worker that draws blanks."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from producer.jobs.settings import Settings
+from tests.farm import environment, serving
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+ADDRESS = "http://127.0.0.1:8000"
+PRODUCTS = """sku,style,product,headline
+4711,minimal,tea,Slow down
+4712,bold,coffee,"Wake up, now"
+"""
+LEFT = (
+    {"000001.png"},
+    {"products.csv", "results.csv", "images.zip"},
+    set(),
+)
+"""The files that each example leaves."""
+LIMIT_S = 240
+
+
+@pytest.fixture
+def url(settings: Settings) -> Iterator[str]:
+    """Of a farm whose worker draws blanks."""
+    worker = subprocess.Popen((sys.executable, ROOT / "tests" / "blank_worker.py"), env=environment(settings), cwd=ROOT)
+    try:
+        with serving(settings) as base_url:
+            yield base_url
+    finally:
+        worker.terminate()
+        worker.wait(LIMIT_S)
+
+
+def test_every_example_runs_as_it_stands_there(url: str, tmp_path: Path) -> None:
+    assert len(EXAMPLES) == len(LEFT)
+    for number, (example, left) in enumerate(zip(EXAMPLES, LEFT, strict=True)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        if "products.csv" in left:
+            (folder / "products.csv").write_text(PRODUCTS)
+        assert ADDRESS in example
+        program = example.replace(ADDRESS, url)
+        ended = subprocess.run(
+            (sys.executable, "-W", "error", "-c", program),
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=LIMIT_S,
+        )
+        assert ended.returncode == 0, f"{example}\n{ended.stdout}\n{ended.stderr}"
+        assert {path.name for path in folder.iterdir()} == left
+        assert ended.stdout

@@ -1,0 +1,95 @@
+"""Schemathesis against the OpenAPI document of the running API: whatever is sent, no answer is the server's mistake."""
+
+import json
+from collections.abc import Iterator
+from uuid import UUID
+
+import httpx
+import hypothesis
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given
+from hypothesis import strategies as st
+from schemathesis import APIOperation, Case
+from schemathesis.checks import not_a_server_error
+
+from producer.jobs.contract import State
+from producer.jobs.settings import Settings
+from tests.farm import Farmhand, serving
+
+EXAMPLES = 12
+"""Of each operation, half of them of things that are there. Some 70 operations in some 30 s."""
+NOBODY_DRAWS = ("POST", "/v1/images/generations", 504)
+"""There is no worker here: that it waits in vain is the right answer."""
+ROW = {"prompt": "a paper boat", "width": 64, "height": 64}
+TIMEOUT_S = 60
+
+
+@pytest.fixture
+def api(settings: Settings) -> Iterator[httpx.Client]:
+    own = settings.model_copy(update={"image_wait_s": 0.05, "webhook_private": True})
+    with serving(own) as url, httpx.Client(base_url=url, timeout=TIMEOUT_S) as client:
+        yield client
+
+
+@pytest.fixture
+def there(api: httpx.Client, settings: Settings) -> dict[str, str]:
+    """Path parameters that lead to something. What is read has ended, so that streams do, and nobody touches it."""
+    hand = Farmhand(settings)
+    lines = "\n".join([json.dumps(ROW)] * 3).encode()
+    ids = {}
+    for reading in ("", "GET "):
+        headers = {"Content-Type": "application/x-ndjson"}
+        batch = api.post("/api/v1/batches", params={"name": "boats"}, content=lines, headers=headers).json()["id"]
+        jobs = api.get(f"/api/v1/batches/{batch}/jobs").json()["jobs"]
+        hand.succeed(hand.store.job(jobs[0]["id"]))
+        ids |= {f"{reading}batch_id": batch, f"{reading}job_id": jobs[0 if reading else 1]["id"]}
+    assert api.post(f"/api/v1/batches/{ids['GET batch_id']}/cancel").json()["counts"][State.CANCELLED] == 2
+    hand.close()
+    webhook = api.post("/api/v1/webhooks", json={"url": "http://127.0.0.1:9/"}).json()["id"]
+    file = api.post("/v1/files", data={"purpose": "batch"}, files={"file": ("rows.jsonl", b"{}")}).json()["id"]
+    key = api.post("/api/v1/keys", json={"name": "shop"}).json()["id"]
+    ids |= {"webhook_id": webhook, "file_id": file, "key_id": key, "name": "acme"}
+    return ids | {"/v1/batches name": f"batch_{UUID(ids['GET batch_id']).hex}"}
+
+
+def test_whatever_is_sent_no_answer_is_the_servers_mistake(api: httpx.Client, there: dict[str, str]) -> None:
+    schema = schemathesis.openapi.from_url(f"{api.base_url}/openapi.json")
+    operations = [found.ok() for found in schema.get_all_operations()]
+    operations.sort(key=lambda operation: operation.method.upper() == "DELETE")  # others want what is deleted
+    assert len(operations) > 50
+    mistakes = [mistake for operation in operations for mistake in mistakes_of(operation, there)]
+    assert not mistakes, "\n\n".join(mistakes)
+
+
+def mistakes_of(operation: APIOperation, there: dict[str, str]) -> Iterator[str]:
+    """How one operation can be made to answer 5xx, if it can."""
+
+    @hypothesis.settings(
+        max_examples=EXAMPLES,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        suppress_health_check=list(HealthCheck),
+        phases=(hypothesis.Phase.explicit, hypothesis.Phase.generate),
+    )
+    @given(case=operation.as_strategy(), known=st.booleans())
+    def ask(case: Case, known: bool) -> None:
+        if known:
+            lead(case, there)
+        response = case.call(timeout=TIMEOUT_S)
+        if (case.method, case.path, response.status_code) != NOBODY_DRAWS:
+            case.validate_response(response, checks=[not_a_server_error])
+
+    try:
+        ask()
+    except AssertionError as mistake:
+        yield str(mistake)
+
+
+def lead(case: Case, there: dict[str, str]) -> None:
+    """Let the case ask for what is there."""
+    for name in case.path_parameters or {}:
+        places = (f"{case.method} {name}", f"{case.path.rpartition('/')[0]} {name}", name)
+        if found := next((there[place] for place in places if place in there), None):
+            case.path_parameters[name] = found

@@ -1,0 +1,366 @@
+"""Manifests: what becomes a job, and what is told of the rest."""
+
+import csv
+import io
+import tracemalloc
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from producer.jobs.contract import Entry, Rejection
+from producer.manifest import PROBLEMS_MAX, ManifestError, ManifestKind, Reading, Recipe
+from producer.manifest.csv_rows import LINE_MAX_CHARACTERS
+
+
+def reading(text: str | bytes, kind: ManifestKind = ManifestKind.CSV, **options: Any) -> Reading:
+    body = text.encode() if isinstance(text, str) else text
+    return Reading(io.BytesIO(body), kind, Recipe(**options))
+
+
+def entries(text: str | bytes, kind: ManifestKind = ManifestKind.CSV, **options: Any) -> list[Entry]:
+    found = list(reading(text, kind, **options).entries())
+    return [entry for entry in found if isinstance(entry, Entry)]
+
+
+def refusal(text: str | bytes, kind: ManifestKind = ManifestKind.CSV, **options: Any) -> str:
+    with pytest.raises(ManifestError) as refused:
+        list(reading(text, kind, **options).entries())
+    return str(refused.value)
+
+
+def test_each_row_is_a_job_with_its_line_and_columns_and_an_empty_cell_takes_the_default() -> None:
+    found = entries('prompt,width,steps\n"a, b",728,\nc,,20\n', defaults=["steps=8", "width=300"])
+    assert [(entry.submission.prompt, entry.submission.width, entry.submission.steps) for entry in found] == [
+        ("a, b", 728, 8),
+        ("c", 300, 20),
+    ]
+    assert (found[1].line, found[1].source) == (3, {"prompt": "c", "width": "", "steps": "20"})
+
+
+def test_jsonl_rows_are_jobs_and_empty_lines_are_passed_over() -> None:
+    found = entries('{"prompt": "a"}\n\n  \r\n{"prompt": "春", "seed": 7}', ManifestKind.JSONL)
+    assert [(entry.line, entry.submission.prompt, entry.submission.seed) for entry in found] == [
+        (1, "a", None),
+        (4, "春", 7),
+    ]
+
+
+def test_a_template_makes_the_prompt_and_other_columns_come_along() -> None:
+    text = "style,product,headline,price\nred,shoes,SALE,9.90\n"
+    (entry,) = entries(text, template='A {style} banner for {product} with the text "{headline}" in {{braces}}')
+    assert entry.submission.prompt == 'A red banner for shoes with the text "SALE" in {braces}'
+    assert entry.source["price"] == "9.90"
+
+
+def test_a_value_that_looks_like_a_template_is_put_in_as_it_is() -> None:
+    (entry,) = entries("product\n{x.__class__} {0}\n", template="a {product}")
+    assert entry.submission.prompt == "a {x.__class__} {0}"
+
+
+def test_a_formula_is_text_like_any_other() -> None:
+    (entry,) = entries('prompt\n"=CMD(""calc"")"\n')
+    assert entry.submission.prompt == '=CMD("calc")'
+
+
+def test_defaults_and_varied_values_fill_templates_too() -> None:
+    found = entries(
+        "product\nshoes\n",
+        template="{mood} {product}",
+        defaults=["mood=calm"],
+        vary=["seed=1..2"],
+        file_name="{seed}.png",
+    )
+    assert [(entry.submission.prompt, entry.submission.name) for entry in found] == [
+        ("calm shoes", "1"),
+        ("calm shoes", "2"),
+    ]
+
+
+def test_a_row_becomes_one_job_for_every_combination_in_order() -> None:
+    found = entries(
+        "sku,prompt\nA,a\nB,b\n",
+        vary=["size=leaderboard,1024x1024", "seed=1..2,9"],
+        file_name="{sku}_{size}_{seed}.png",
+    )
+    assert len(found) == 12
+    assert [(entry.line, entry.submission.name) for entry in found[:4]] == [
+        (2, "A_leaderboard_1"),
+        (2, "A_leaderboard_2"),
+        (2, "A_leaderboard_9"),
+        (2, "A_1024x1024_1"),
+    ]
+    assert (found[0].submission.width, found[0].submission.height) == (728, 90)
+    assert (found[11].line, found[11].submission.seed) == (3, 9)
+
+
+def test_a_set_of_sizes_stands_for_all_of_it_and_each_can_be_drawn() -> None:
+    for name in ("iab", "social"):
+        found = entries("prompt\na\n", vary=[f"size={name}"], file_name="{size}")
+        assert len({entry.submission.name for entry in found}) > 10
+
+
+@pytest.mark.parametrize(
+    ("columns", "cells", "defaults", "size"),
+    [
+        ("size", "728x90", [], (728, 90)),
+        ("size", "Leaderboard", [], (728, 90)),
+        ("size", "", ["size=300x250"], (300, 250)),
+        ("width", "64", ["size=300x250"], (64, 250)),
+        ("size", "64x80", ["width=300"], (64, 80)),
+        ("width,height", "100,200", [], (100, 200)),
+    ],
+)
+def test_a_size_stands_for_both_sides_and_the_row_goes_before_the_default(
+    columns: str, cells: str, defaults: list[str], size: tuple[int, int]
+) -> None:
+    (entry,) = entries(f"prompt,{columns}\na,{cells}\n", defaults=defaults, file_name="{size}")
+    assert (entry.submission.width, entry.submission.height) == size
+    named = cells if columns == "size" and cells else f"{size[0]}x{size[1]}"
+    assert entry.submission.name == named
+
+
+@pytest.mark.parametrize("suffix", ["", ".png", ".jpg", ".webp", ".{format}"])
+def test_a_name_is_made_from_columns_and_the_format_decides_the_suffix(suffix: str) -> None:
+    (entry,) = entries("sku,prompt,width\nA1,x,728\n", file_name="{sku}_{width}x{height}" + suffix)
+    assert entry.submission.name == "A1_728x1024"
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "told"),
+    [
+        ("template", "{x.__class__}", "{x.__class__} is no plain column"),
+        ("template", "{0}", "{0} is no plain column"),
+        ("template", "{}", "{} is no plain column"),
+        ("template", "{a!r}", "{a!r} is no plain column"),
+        ("template", "{a:>9}", "{a:>9} is no plain column"),
+        ("template", "{a[0]}", "{a[0]} is no plain column"),
+        ("template", "{a:{b}}", "is no plain column"),
+        ("template", "{a", "expected '}'"),
+        ("template", "a}", "Single '}'"),
+        ("file_name", "{x.__class__}.png", "file_name: "),
+        ("vary", ["seed"], "write field=value"),
+        ("vary", ["seed="], "write field=value"),
+        ("vary", ["seed=1..4", "seed=5"], "varied twice"),
+        ("vary", ["seed=4..1"], "must rise"),
+        ("vary", ["seed=0..999999999"], "1,000 values at most"),
+        ("vary", ["seed=1..100", "steps=1..50"], "makes 5,000 images of each row"),
+        ("vary", ["seed=1,1"], "is there twice"),
+        ("vary", ["seed=1,,2"], "a value is empty"),
+        ("vary", ["steps=1000"], "vary: steps: Input should be less than or equal to 100"),
+        ("vary", ["size=32x32"], "vary: width: Input should be greater"),
+        ("vary", ["size=mobile-baner-2x"], "did you mean 'mobile-banner-2x'?"),
+        ("vary", ["size=64x64", "width=64"], "stands beside width or height"),
+        ("vary", ["colour=red"], "'colour' is no field of a request"),
+        ("defaults", ["steps"], "write field=value"),
+        ("defaults", ["steps=1", "steps=2"], "is there twice"),
+        ("defaults", ["steps=many"], "default: steps: "),
+        ("defaults", ["colour=red"], "'colour' is no field"),
+    ],
+)
+def test_a_wrong_option_is_told_before_any_row_is_read(option: str, value: Any, told: str) -> None:
+    with pytest.raises(ManifestError) as refused:
+        Recipe(**{option: value})
+    assert told in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "is empty"),
+        ("prompt\n", "holds no rows"),
+        ("prompt,colour\na,b\n", "line 1, column 'colour': is no column"),
+        ("prompt,prompt\na,b\n", "line 1, column 'prompt': is there twice"),
+        ("width\n64\n", "line 1, column 'prompt': is missing"),
+        ("prompt,\na,b\n", "line 1: column 2 has no name"),
+        ("prompt;width\na;64\n", "line 1: its columns are separated by semicolons: save it with commas"),
+        ("prompt\twidth\na\t64\n", "line 1: its columns are separated by tabs: save it with commas"),
+        ("Prompt,WIDTH\na,64\n", "column 'Prompt': is no column of a request: write 'prompt'\nline 1, column 'WIDTH'"),
+        ("prompt,heigth\na,64\n", "column 'heigth': is no column of a request: write 'height'"),
+        ("prompt,size,width\na,64x64,64\n", "line 1, column 'size': stands beside width or height"),
+        ("prompt,width\na,64\nb,0\n", "line 3, column 'width': Input should be greater than or equal to 64"),
+        ("prompt,width\na,wide\n", "line 2, column 'width'"),
+        ("prompt,size\na,leaderbord\n", "line 2, column 'size': 'leaderbord' is no size that is known here: did you"),
+        ("prompt\na\nb,c\n", "line 3: has 2 cells and the header 1"),
+        ('prompt\n"a\n', "line 2, column 'prompt': is no CSV: a quote is opened"),
+        ('width,prompt\n64,a\n64,"b\nc\nd\n', "line 3, column 'prompt': is no CSV: a quote is opened"),
+        ('prompt\n"a"b\n', "line 2: is no CSV"),
+        ("prompt,name\na,../../etc/passwd\n", "line 2, column 'name': is no file name"),
+        ("prompt,name\na,x\0y\n", "line 2, column 'name': holds a NUL"),
+        (f"prompt,name\na,{'n' * 300}\n", "line 2, column 'name': is longer than 200 bytes"),
+        ("prompt,name\na,Banner\nb,BANNER\n", "line 3, column 'name': 'BANNER' is the name of line 2 already"),
+        ("prompt,name\na,Stra\u00dfe\nb,STRASSE\n", "line 3, column 'name'"),
+        ("prompt,name\na,caf\u00e9\nb,cafe\u0301\n", "line 3, column 'name'"),
+        ("prompt,name\na,\nb,000001\n", "is the name of an image without a name already"),
+        ("prompt,name\na,000002\nb,\n", "line 3, column 'name': '000002' is the name of line 2 already"),
+    ],
+)
+def test_what_is_wrong_is_told_by_line_and_column(text: str, told: str) -> None:
+    assert told in refusal(text)
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("{oops", "line 1: is no JSON"),
+        ('["prompt"]', "line 1: is no JSON object"),
+        ('{"prompt": "a", "guidance": NaN}', "beyond all measure"),
+        ('{"prompt": "a", "guidance": 1e999}', "beyond all measure"),
+        ("[" * 100_000, "beyond all measure"),
+        ('{"prompt": "a", "colour": "red"}', "line 1, column 'colour': is no column"),
+        ('{"prompt": "a\\ud800"}', "lone surrogate"),
+        ('{"prompt": "a\\u0000"}', "NUL"),
+        ('{"width": 64}', "line 1, column 'prompt': Field required"),
+        ('{"prompt": "' + "a" * 1_000_001, "line 1: is longer than 1,000,000 characters"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_a_wrong_line_of_json_is_told(line: str, told: str) -> None:
+    assert told in refusal(line + "\n", ManifestKind.JSONL)
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "told"),
+    [
+        ("a\nx\n", {"template": "{a} {b}"}, "line 1, column 'b': is used by a template and is no column"),
+        ("a,b\nx,\n", {"template": "{a} {b}"}, "line 2, column 'b': is empty, and template uses it"),
+        ("prompt,sku\nx,\n", {"file_name": "{sku}"}, "line 2, column 'sku': is empty, and file_name uses it"),
+        ("prompt,a\nx,y\n", {"template": "{a}"}, "column 'prompt': is a column, but the template makes the prompt"),
+        ("prompt,seed\nx,1\n", {"vary": ["seed=1..2"]}, "column 'seed': is varied, and is a column"),
+        ("prompt,name\nx,n\n", {"vary": ["seed=1..2"]}, "'n' is the name of two images of this row"),
+        ("prompt,sku\nx,A\n", {"vary": ["seed=1..2"], "file_name": "{sku}"}, "is the name of two images of this row"),
+        ("sku,prompt\n../a,x\n", {"file_name": "{sku}"}, "line 2, column 'name': is no file name"),
+        ("a,widht\nx,64\n", {"template": "{a}"}, "column 'widht': is no column of a request: write 'width'"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_a_row_and_a_template_together_is_told(
+    text: str, options: dict[str, Any], told: str
+) -> None:
+    assert told in refusal(text, **options)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le-bom", "utf-16-be-bom"])
+def test_text_is_read_with_its_byte_order_mark(encoding: str) -> None:
+    text = 'prompt\n"新茶\nséché"\n'
+    if encoding.endswith("-bom"):
+        body = ("\ufeff" + text).encode(encoding.removesuffix("-bom"))
+    else:
+        body = text.encode(encoding)
+    assert [entry.submission.prompt for entry in entries(body)] == ["新茶\nséché"]
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ("prompt\nplain\nséché\n".encode("latin-1"), "line 3: is not UTF-8 text"),
+        (b"prompt\n" + (b"a" * 5_000 + b"\n") * 500 + b"\xe9\n", "line 502: is not UTF-8 text"),
+        ("prompt\na\n".encode("utf-16-le"), "UTF-16 without a byte order mark: save it as 'CSV UTF-8'"),
+        ("prompt\na\n".encode("utf-32"), "is UTF-32: save it as"),
+        (b"PK\x03\x04rest", "send it as .xlsx"),
+        (b"\xd0\xcf\x11\xe0rest", "is an old .xls"),
+        ("prompt\na\n".encode("utf-16")[:-1], "is no UTF-16 text"),
+    ],
+)
+def test_another_encoding_is_refused_with_how_to_save_it(body: bytes, told: str) -> None:
+    assert told in refusal(body)
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_lines_are_counted_over_quoted_line_breaks(newline: str) -> None:
+    text = newline.join(["prompt,width", '"a', 'b",64', "", "c,0", ""])
+    assert refusal(text) == "line 5, column 'width': Input should be greater than or equal to 64"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "sku,prompt\nA,a\nB," + "b" * 10_000_000 + "\n",
+        'sku,prompt\nA,a\nB,"' + "b\n" * 5_000_000 + '"\n',
+        "sku,prompt\nA,a\nB," + "b" * 200_000 + ",c\n",
+    ],
+    ids=["one line", "many lines", "in the middle"],
+)
+def test_a_cell_of_ten_megabytes_is_refused_by_row_and_column(text: str) -> None:
+    told = refusal(text, file_name="{sku}")
+    assert told.startswith("line 3, column 'prompt'"), told[:200]
+    assert f"{csv.field_size_limit():,} characters" in told
+
+
+def test_a_row_without_end_is_not_read_to_its_end() -> None:
+    assert "line 2" in refusal("prompt\n" + "," * (LINE_MAX_CHARACTERS + 5))
+
+
+def test_the_first_problems_are_told_and_the_others_counted_and_nothing_follows_a_bad_row() -> None:
+    manifest = reading("prompt,width\ngood,64\n" + "bad,0\n" * 25 + "good,64\n")
+    yielded: list[Entry | Rejection] = []
+    with pytest.raises(ManifestError) as refused:
+        yielded.extend(manifest.entries())
+    assert len(refused.value.problems) == PROBLEMS_MAX
+    assert str(refused.value).endswith("… and 5 more")
+
+
+def test_with_partial_the_bad_rows_are_rejections_with_what_they_held() -> None:
+    found = list(reading("prompt,width\ngood,64\nbad,0\n,0\nfine,64\n").entries(partial=True))
+    assert [type(entry) for entry in found] == [Entry, Rejection, Rejection, Entry]
+    rejected = found[1]
+    assert isinstance(rejected, Rejection)
+    assert (rejected.line, rejected.source, rejected.field) == (3, {"prompt": "bad", "width": "0"}, "width")
+    assert isinstance(found[2], Rejection)
+    assert "line 4, column 'width'" in found[2].message
+
+
+def test_a_row_is_rejected_with_all_that_is_varied_of_it() -> None:
+    text = "prompt,sku\na,A\nb,a\nc,C\n"
+    found = list(reading(text, vary=["seed=1..2"], file_name="{sku}_{seed}").entries(partial=True))
+    assert [(type(entry), entry.line) for entry in found] == [
+        (Entry, 2), (Entry, 2), (Rejection, 3), (Entry, 4), (Entry, 4),
+    ]  # fmt: skip
+
+
+def test_what_a_rejected_row_held_can_be_kept_in_postgres() -> None:
+    body = '{"prompt": "a\\u0000", "x\\ud800": ["\\u0000"]}\n{"prompt": "b"}\n'
+    rejected = next(reading(body, ManifestKind.JSONL).entries(partial=True))
+    assert isinstance(rejected, Rejection)
+    assert rejected.source == {"prompt": "a\ufffd", "x?": ["\ufffd"]}
+
+
+def test_a_partial_manifest_without_a_good_row_is_refused() -> None:
+    with pytest.raises(ManifestError, match="line 2"):
+        list(reading("prompt,width\nbad,0\n").entries(partial=True))
+
+
+class Endless(io.RawIOBase):
+    """A CSV of so many rows that is never whole in memory."""
+
+    def __init__(self, row: Callable[[int], str], rows: int) -> None:
+        self._lines: Iterator[bytes] = (row(n).encode() for n in range(rows))
+        self._rest = b"sku,prompt\n"
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return 0
+
+    def read(self, size: int = -1) -> bytes:
+        while len(self._rest) < size and (line := next(self._lines, b"")):
+            self._rest += line
+        piece, self._rest = self._rest[:size], self._rest[size:]
+        return piece
+
+
+def test_memory_grows_by_little_more_than_a_hash_a_row() -> None:
+    class Looked(Endless):
+        def read(self, size: int = -1) -> bytes:
+            piece = super().read(size)
+            if size == 4:  # the look at the first bytes, which a file would be rewound after
+                self._rest = piece + self._rest
+            return piece
+
+    tracemalloc.start()
+    try:
+        file = Looked(lambda n: f"sku-{n:06d},{'p' * 200}\n", 5_000)
+        manifest = Reading(file, ManifestKind.CSV, Recipe(file_name="{sku}"))  # type: ignore[arg-type]
+        count = sum(1 for _ in manifest.entries())
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert count == 5_000
+    assert peak < 2_000_000 + 200 * 5_000
