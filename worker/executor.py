@@ -13,6 +13,7 @@ import logging
 import random
 import threading
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -391,11 +392,11 @@ class Room:
 
     One at a time stands in the door, claims there, and goes in. A suspect stays in the door until it has ended. So at
     most one suspect is claimed and not drawn yet, and nothing else is claimed that could not begin at once; what is
-    inside goes on.
+    inside goes on. At the door the first comes first: messages are in a fair order.
     """
 
     def __init__(self) -> None:
-        self._door = threading.Lock()
+        self._queue: deque[object] = deque()  # at the door, or in it
         self._changed = threading.Condition()
         self._inside = 0
 
@@ -406,7 +407,7 @@ class Room:
             if not self._at_the_door(patient):
                 yield None
                 return
-            leaving.callback(self._door.release)
+            leaving.callback(self._leave_the_door)
             claimed = claim()
             if claimed is not None and not claimed.suspect:
                 self._count(1)
@@ -421,10 +422,20 @@ class Room:
                 self._changed.wait(LOOK_S)
 
     def _at_the_door(self, patient: Callable[[], bool]) -> bool:
-        while patient():
-            if self._door.acquire(timeout=LOOK_S):
-                return True
+        with self._changed:
+            self._queue.append(me := object())
+            while patient():
+                if self._queue[0] is me:
+                    return True
+                self._changed.wait(LOOK_S)
+            self._queue.remove(me)
+            self._changed.notify_all()
         return False
+
+    def _leave_the_door(self) -> None:
+        with self._changed:
+            self._queue.popleft()
+            self._changed.notify_all()
 
     def _count(self, more: int) -> None:
         with self._changed:

@@ -151,6 +151,7 @@ class Window:
 
     published: dict[Priority, int]  # messages that nobody has claimed yet
     workers: int  # whose heartbeat is fresh
+    free: int  # images that these could draw besides what they do
 
 
 @dataclass(frozen=True)

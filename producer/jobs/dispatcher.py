@@ -1,11 +1,11 @@
 """Moves job ids from Postgres to Redis, and puts back what Redis lost. It alone publishes.
 
-Redis holds only a small window: about one message a worker, or one second of measured throughput, whichever is more;
-a window that was emptied between two looks is twice as large the next time, so that a farm is soon at full speed.
-So Redis stays small however long the backlog is; who goes next is decided late, in a fair order (``fairness``); a
-cancelled job never leaves the table; and what Redis should hold (the table ``messages``) can be compared with what it
-does hold. From a full window urgent messages are still taken first, since each priority has a list of its own; and if
-the next in turn is more urgent than all of them, it is let in nevertheless.
+Redis holds only a small window: what the workers have free places for, and what will be free before the next look but
+one. So Redis stays small however long the backlog is; who goes next is decided late, in a fair order (``fairness``),
+and whoever comes finds next to nothing before it that was decided without it; a cancelled job never leaves the table;
+and what Redis should hold (the table ``messages``) can be compared with what it does hold. From a full window urgent
+messages are still taken first, since each priority has a list of its own; and if the next in turn is more urgent than
+all of them, it is let in nevertheless.
 
 Several dispatchers may run, one in every API process and others as a role of their own; one leads, by a row with an
 expiry on the database's clock. Each turn notes its messages in Postgres first and publishes then: dying in between
@@ -18,7 +18,7 @@ import logging
 import math
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict, deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -197,10 +197,8 @@ class Dispatcher:
 
     def _room(self, window: Window) -> int:
         published = sum(window.published.values())
-        claimed_at_once = 0 if published else self._throughput.expecting
         rate = self._throughput.measured(published)
-        # A window that was emptied was too small: twice as many next, so that a farm is at full speed in a second.
-        return max(1, window.workers, math.ceil(rate), 2 * claimed_at_once) - published
+        return max(1, window.free + int(rate * 2 * self._durations.top_up_s)) - published
 
     def _fill(self, room: int, below: int) -> None:
         """Publish the next ``room`` jobs in fair order, up to the first whose rank is not below ``below``.
@@ -212,9 +210,10 @@ class Dispatcher:
         lanes = {lane.id: lane for lane in self._store.lanes()}
         caps = Caps(room_to_draw(self._store.database), lanes)
         for reach in REACHES:
-            picked = self._order.pick(caps.free(), room, reach)
-            wanted = caps.within(takewhile(lambda ask: lanes[ask[0]].priority.rank < below, picked.items()))
-            messages = self._store.next_messages(self.id, wanted, room) if wanted else []
+            turns = self._order.pick(caps.free(), room, reach)
+            asks = Counter(takewhile(lambda lane_id: lanes[lane_id].priority.rank < below, turns))
+            wanted = caps.within(asks.items())
+            messages = _in_turn(self._store.next_messages(self.id, wanted, room), turns) if wanted else []
             self._order.charge(messages)
             self._publish(messages)
             room -= len(messages)
@@ -256,6 +255,14 @@ class Dispatcher:
         if self._missing == dependency:
             log.info("%s answers again: dispatching goes on", dependency)
             self._missing = None
+
+
+def _in_turn(messages: Iterable[Next], turns: Iterable[int]) -> list[Next]:
+    """They come lane by lane, and are taken in the order in which they are published."""
+    of_lane: defaultdict[int, deque[Next]] = defaultdict(deque)
+    for message in messages:
+        of_lane[message.lane_id].append(message)
+    return [of_lane[lane_id].popleft() for lane_id in turns if of_lane[lane_id]]
 
 
 class Caps:

@@ -14,7 +14,6 @@ Invariants:
 - what is kept is bounded by the lanes that wait, and the few that are in debt.
 """
 
-from collections import Counter
 from collections.abc import Collection, Hashable, Iterable
 from heapq import heapify, heapreplace
 from itertools import count
@@ -67,21 +66,24 @@ class FairOrder:
         for priority in Priority:  # of equal clocks the more urgent goes first
             self._child(self._root, priority).weight = priority.share
 
-    def pick(self, lanes: Collection[Lane], room: int, reach: int = 0) -> dict[int, int]:
-        """How many jobs to ask of which lane, so that ``room`` come together; whose turn is next is named first.
+    def pick(self, lanes: Collection[Lane], room: int, reach: int = 0) -> list[int]:
+        """Of which lane each of the next ``room`` jobs should be, in the order of their turns.
 
         ``lanes`` are all that may hold a job. That they hold enough is a guess, and so is the work of their next jobs.
-        Where they may not, those who have the next ``reach`` turns are named too, for one job each.
+        Where they may not, those who have the next ``reach`` turns are named behind, if they were not, once each.
         """
         if not lanes:
-            return {}
+            return []
         self._look(lanes)
         turns = Turns(self._root, self._last_work)
-        picked = dict(Counter(turns.next().lane_id for _ in range(room)))
+        picked = [turns.next().lane_id for _ in range(room)]
+        named = set(picked)
         for _ in range(reach):
-            if len(picked) == len(lanes):
+            if len(named) == len(lanes):
                 break
-            picked.setdefault(turns.next().lane_id, 1)
+            if (lane_id := turns.next().lane_id) not in named:
+                named.add(lane_id)
+                picked.append(lane_id)
         return picked
 
     def charge(self, messages: Iterable[Next]) -> None:

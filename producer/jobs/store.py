@@ -560,11 +560,11 @@ class Store:
             connection.execute(text("DELETE FROM leader WHERE holder = :holder"), {"holder": holder})
 
     def window(self, *, lease_s: float) -> Window:
-        """What Redis should hold, by priority, and how many workers live."""
+        """What Redis should hold, by priority, and who is there to take it."""
         with self._single() as connection:
             row = connection.execute(_WINDOW, {"lease": lease_s}).one()
         published = {int(rank): count for rank, count in (row.published or {}).items()}
-        return Window({priority: published.get(priority.rank, 0) for priority in Priority}, row.workers)
+        return Window({priority: published.get(priority.rank, 0) for priority in Priority}, row.workers, row.free)
 
     def lanes(self) -> list[Lane]:
         """The lanes that may hold a queued job of a batch that is not paused."""
@@ -1141,8 +1141,9 @@ _WINDOW = text(
     SELECT (SELECT jsonb_object_agg(priority, n)
             FROM (SELECT (SELECT priority FROM jobs WHERE jobs.id = job_id) AS priority, count(*) AS n
                   FROM messages GROUP BY 1) AS waiting) AS published,
-           (SELECT count(*) FROM workers
-            WHERE stopped_at IS NULL AND heartbeat_at > now() - make_interval(secs => :lease)) AS workers
+           count(*) AS workers,
+           greatest(0, coalesce(sum(capacity), 0) - (SELECT count(*) FROM jobs WHERE state = 'running'))::int AS free
+    FROM workers WHERE stopped_at IS NULL AND heartbeat_at > now() - make_interval(secs => :lease)
     """
 )
 

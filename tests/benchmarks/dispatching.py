@@ -13,7 +13,7 @@ import platform
 import statistics
 import tempfile
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -132,7 +132,7 @@ def _round(store: Store, leader: UUID, worker: UUID, order: FairOrder, watch: St
     with watch.of("lanes"):
         lanes = store.lanes()
     with watch.of("pick"):
-        wanted = order.pick(lanes, room)
+        wanted = Counter(order.pick(lanes, room))
     with watch.of(f"next_messages, {window} of them"):
         messages = store.next_messages(leader, wanted, room)
     with watch.of("charge"):
