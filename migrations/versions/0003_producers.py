@@ -300,6 +300,15 @@ def upgrade() -> None:
             comment="Set by the leader when nothing of it is queued or running; cleared by a retry.",
         ),
     )
+    op.add_column(
+        "batches",
+        sa.Column(
+            "counts",
+            postgresql.JSONB(astext_type=sa.Text()),
+            nullable=True,
+            comment="Its jobs by state, once it is finished; set and cleared with finished_at.",
+        ),
+    )
     op.create_index(
         "batches_unfinished", "batches", ["id"], unique=False, postgresql_where=sa.text("finished_at IS NULL")
     )
@@ -563,6 +572,7 @@ def downgrade() -> None:
     op.drop_column("jobs", "source")
     op.drop_column("jobs", "line")
     op.drop_index("batches_unfinished", table_name="batches", postgresql_where=sa.text("finished_at IS NULL"))
+    op.drop_column("batches", "counts")
     op.drop_column("batches", "finished_at")
     op.drop_column("batches", "cancelled_at")
     op.drop_column("batches", "refused")

@@ -45,9 +45,8 @@ NOTE_BATCH = """
             INSERT INTO events (tenant, batch_id, kind, data)
             SELECT NEW.tenant, NEW.id, 'batch.finished', jsonb_build_object(
                 'name', NEW.name, 'jobs', NEW.jobs, 'rejected', NEW.rejected, 'counts',
-                '{{"queued": 0, "running": 0, "succeeded": 0, "failed": 0, "cancelled": 0}}' || (
-                    SELECT coalesce(jsonb_object_agg(state, n), '{{}}')
-                    FROM (SELECT state, count(*) AS n FROM jobs WHERE batch_id = NEW.id GROUP BY state) AS s))
+                '{{"queued": 0, "running": 0, "succeeded": 0, "failed": 0, "cancelled": 0}}'
+                    || coalesce(NEW.counts, '{{}}'))
             RETURNING *
         )
         INSERT INTO deliveries (id, webhook_id, tenant, kind, data, created_at, next_at)

@@ -908,13 +908,18 @@ def job_of(row: Any) -> Job:
     return Job.model_validate({**row, "priority": Priority.of_rank(row["priority"])})
 
 
+_COUNTS = """
+    (SELECT coalesce(jsonb_object_agg(state, n), '{}')
+     FROM (SELECT state, count(*) AS n FROM jobs WHERE batch_id = b.id GROUP BY state) AS s)
+"""
+"""The jobs of batch ``b`` by state, counted now: once it is finished, nothing changes them but a retry."""
+
+
 def batches_where(connection: Connection, which: str, values: dict[str, Any]) -> list[Batch]:
     statement = text(
         f"""
         SELECT b.id, b.tenant, b.name, b.weight, b.created_at, b.paused, b.cancelled_at, b.finished_at, b.file_id,
-               b.metadata, b.refused, b.jobs, b.rejected,
-               (SELECT coalesce(jsonb_object_agg(state, n), '{{}}')
-                FROM (SELECT state, count(*) AS n FROM jobs WHERE batch_id = b.id GROUP BY state) AS s) AS counts
+               b.metadata, b.refused, b.jobs, b.rejected, coalesce(b.counts, {_COUNTS}) AS counts
         FROM batches b {which}
         """
     )
@@ -969,7 +974,8 @@ _RETRY = text(
         WHERE (id = :job OR batch_id = :batch) AND state = ANY(:states)
         RETURNING lane_id, batch_id
     ), unfinished AS (
-        UPDATE batches SET finished_at = NULL, cancelled_at = NULL WHERE id IN (SELECT batch_id FROM again)
+        UPDATE batches SET finished_at = NULL, cancelled_at = NULL, counts = NULL
+        WHERE id IN (SELECT batch_id FROM again)
     )
     UPDATE lanes SET open = true WHERE id IN (SELECT lane_id FROM again)
     """
@@ -1221,7 +1227,8 @@ _LOCK_ENDED_BATCHES = text(
 
 _FINISH_BATCHES = text(
     f"""
-    UPDATE batches b SET finished_at = coalesce((SELECT max(finished_at) FROM jobs WHERE batch_id = b.id), now())
+    UPDATE batches b SET finished_at = coalesce((SELECT max(finished_at) FROM jobs WHERE batch_id = b.id), now()),
+                         counts = {_COUNTS}
     WHERE id = ANY(:ids) AND finished_at IS NULL AND NOT {_OPEN}
     """
 )

@@ -100,6 +100,7 @@ batches = Table(
     ),
     _time("cancelled_at", "Set by a person's cancel; cleared by a retry."),
     _time("finished_at", "Set by the leader when nothing of it is queued or running; cleared by a retry."),
+    Column("counts", JSONB, comment="Its jobs by state, once it is finished; set and cleared with finished_at."),
     _time("created_at", "Submission; never changes.", nullable=False, server_default=func.now()),
     Index("batches_created", "created_at"),
     Index("batches_unfinished", "id", postgresql_where=text("finished_at IS NULL")),
