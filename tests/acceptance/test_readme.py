@@ -1,5 +1,6 @@
 """README's Python, run as it stands there against a real farm with a worker that draws blanks."""
 
+import json
 import os
 import re
 import subprocess
@@ -19,7 +20,12 @@ PRODUCTS = """sku,style,product,headline
 4711,minimal,tea,Slow down
 4712,bold,coffee,"Wake up, now"
 """
+REQUESTS = json.dumps(
+    {"custom_id": "a", "method": "POST", "url": "/v1/images/generations", "body": {"prompt": "a", "size": "64x64"}}
+)
+INPUTS = {"products.csv": PRODUCTS, "requests.jsonl": REQUESTS}
 LEFT = (
+    {"requests.jsonl"},
     {"000001.png"},
     {"products.csv", "results.csv", "images.zip"},
     set(),
@@ -45,8 +51,8 @@ def test_every_example_runs_as_it_stands_there(url: str, tmp_path: Path) -> None
     for number, (example, left) in enumerate(zip(EXAMPLES, LEFT, strict=True)):
         folder = tmp_path / str(number)
         folder.mkdir()
-        if "products.csv" in left:
-            (folder / "products.csv").write_text(PRODUCTS)
+        for name in left & INPUTS.keys():
+            (folder / name).write_text(INPUTS[name])
         assert ADDRESS in example
         program = example.replace(ADDRESS, url)
         ended = subprocess.run(
