@@ -1,7 +1,9 @@
 """The command that submits: one prompt, or a manifest, which the farm itself reads."""
 
 import contextlib
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from http import HTTPStatus
 from pathlib import Path
@@ -20,6 +22,7 @@ from producer.jobs.errors import SettingsError
 from producer.manifest import ManifestKind
 
 STDIN = Path("-")
+SPOOL_BYTES = 8 * 2**20
 TOLD_REJECTIONS = 20
 SHOWN_ROWS = 5
 OPTION_NAMES = {"file_name": "--name", "template": "--template", "vary": "--vary", "default": "--default"}
@@ -241,11 +244,23 @@ def _kind(file: Path, kind: ManifestKind | None) -> str | None:
 
 @contextlib.contextmanager
 def _opened(file: Path) -> Iterator[IO[bytes]]:
-    if file == STDIN:
-        yield sys.stdin.buffer
-    else:
-        with file.open("rb") as source:
-            yield source
+    with contextlib.ExitStack() as opened:
+        yield _whole(file, opened)
+
+
+def _whole(file: Path, opened: contextlib.ExitStack) -> IO[bytes]:
+    """The file, in memory or on disk until ``opened`` is closed: before it is there, nothing is sent."""
+    try:
+        source = sys.stdin.buffer if file == STDIN else opened.enter_context(file.open("rb"))
+        if source.seekable():
+            return source
+        spool = opened.enter_context(tempfile.SpooledTemporaryFile(SPOOL_BYTES))
+        shutil.copyfileobj(source, spool)
+        spool.seek(0)
+    except KeyboardInterrupt:
+        errors.print("\nnothing was submitted", markup=False)
+        raise
+    return spool
 
 
 def _say_submitted(submitted: Job | Batch, as_json: bool) -> None:

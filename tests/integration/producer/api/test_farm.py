@@ -114,6 +114,8 @@ def test_the_description_names_every_schema_that_it_refers_to(api: httpx.Client)
     assert set(document["paths"]["/api/v1/batches"]["post"]["requestBody"]["content"]) == {
         "application/json",
         "application/x-ndjson",
+        "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet",
+        "text/csv",
     }
     assert api.get("/docs").status_code == 200
 
