@@ -44,11 +44,10 @@ def serve(settings: Settings, *, announce: Callable[[str], None] = _say) -> None
     with closing(listen(settings.api_host, settings.api_port)) as listener:
         if beyond := not on_loopback(listener):
             settings = settings.model_copy(update={"require_keys": True})
-        services = Services.at(settings)
-        services.prepare()  # said plainly here, before a server turns it into a traceback
-        if settings.require_keys:
-            _check_keys(services, beyond=beyond)
-        services.close()
+        with closing(Services.at(settings)) as services:
+            services.prepare()  # said plainly here, before a server turns it into a traceback
+            if settings.require_keys:
+                _check_keys(services, beyond=beyond)
         server = Server(settings, announce)
         with _ending_by_signal(server):
             server.run(sockets=[listener])

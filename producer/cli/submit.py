@@ -254,7 +254,7 @@ def _whole(file: Path, opened: contextlib.ExitStack) -> IO[bytes]:
         source = sys.stdin.buffer if file == STDIN else opened.enter_context(file.open("rb"))
         if source.seekable():
             return source
-        spool = opened.enter_context(tempfile.SpooledTemporaryFile(SPOOL_BYTES))
+        spool = opened.enter_context(tempfile.SpooledTemporaryFile(SPOOL_BYTES))  # noqa: SIM115
         shutil.copyfileobj(source, spool)
         spool.seek(0)
     except KeyboardInterrupt:
