@@ -68,9 +68,10 @@ class Background:
             return going_on
 
     def _remove_rubbish(self) -> None:
-        """Asked for once: what stays, the sweep removes."""
+        """Asked for once: what stays, the sweep removes. What is more than one request takes is for the next time."""
         with self.changed:
-            keys, self._rubbish = self._rubbish[:MOST_RUBBISH], []
+            keys, self._rubbish = self._rubbish[:MOST_RUBBISH], self._rubbish[MOST_RUBBISH:]
+            self._news = self._news or bool(self._rubbish)
         try:
             self._storage.delete(keys)
         except Unavailable as error:

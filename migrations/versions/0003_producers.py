@@ -309,9 +309,11 @@ def upgrade() -> None:
             comment="Its jobs by state, once it is finished; set and cleared with finished_at.",
         ),
     )
+    op.execute(FINISH_BATCHES)
     op.create_index(
         "batches_unfinished", "batches", ["id"], unique=False, postgresql_where=sa.text("finished_at IS NULL")
     )
+    op.create_index("batches_submitted_by", "batches", ["tenant", "created_at", "id"], unique=False)
     op.add_column(
         "jobs",
         sa.Column(
@@ -437,6 +439,18 @@ def upgrade() -> None:
     )
 
 
+# The dispatcher would count them while it leads; and nobody waits to be told of them.
+FINISH_BATCHES = """
+    UPDATE batches SET finished_at = ended.at, counts = ended.counts
+    FROM (
+        SELECT batch_id, coalesce(max(at), now()) AS at, jsonb_object_agg(state, n) AS counts
+        FROM (SELECT batch_id, state, count(*) AS n, max(finished_at) AS at
+              FROM jobs WHERE batch_id IS NOT NULL GROUP BY batch_id, state) AS states
+        GROUP BY batch_id HAVING bool_and(state NOT IN ('queued', 'running'))
+    ) AS ended
+    WHERE batches.id = ended.batch_id
+"""
+
 ENDED = sa.text("finished_at IS NOT NULL")
 FAILED = sa.text("error_code IS NOT NULL")
 
@@ -457,8 +471,9 @@ def _make_jobs_searchable() -> None:
             "first_position",
             sa.Integer(),
             nullable=False,
-            comment="In the batch: of the first of up to 100 jobs.",
+            comment="In the batch: of the first of up to 100 jobs, and",
         ),
+        sa.Column("last_position", sa.Integer(), nullable=False, comment="of the last of them."),
         sa.Column(
             "created_at",
             sa.DateTime(timezone=True),
@@ -511,16 +526,23 @@ def _make_jobs_searchable() -> None:
     )
 
 
+# Postgres takes no tsvector beyond 1 MB: so each row is of up to 100,000 characters, and of what is left of a prompt.
 WORDS_OF_JOBS = r"""
-    INSERT INTO prompt_words (tenant, batch_id, job_id, first_position, created_at, words)
-    SELECT tenant, batch_id, single, min(position), min(created_at),
+    INSERT INTO prompt_words (tenant, batch_id, job_id, first_position, last_position, created_at, words)
+    SELECT tenant, batch_id, single, min(position), max(position), min(created_at),
            array_to_tsvector(array_agg(DISTINCT left(word[1], 40)) || ('@' || tenant))
-    FROM (SELECT *, CASE WHEN batch_id IS NULL THEN id END AS single FROM jobs) AS jobs
+    FROM (
+        SELECT *, CASE WHEN batch_id IS NULL THEN id END AS single,
+               CASE WHEN batch_id IS NULL THEN 0 ELSE
+                   sum(length(request ->> 'prompt')) OVER (PARTITION BY batch_id ORDER BY position) / 100000
+               END AS characters
+        FROM jobs
+    ) AS jobs
     CROSS JOIN LATERAL regexp_matches(
         lower(request ->> 'prompt'),
         '[a-z0-9\u00C0-\u1FFF]+|[\u2E80-\u2FFF\u3005-\u9FFF\uAC00-\uD7AF\uF900-\uFAFF\U00020000-\U0003FFFF]', 'g'
     ) AS word
-    GROUP BY tenant, batch_id, single, position / 100 ORDER BY min(seq)
+    GROUP BY tenant, batch_id, single, position / 100, characters ORDER BY min(seq)
 """
 
 
@@ -571,6 +593,7 @@ def downgrade() -> None:
     op.drop_column("jobs", "fingerprint")
     op.drop_column("jobs", "source")
     op.drop_column("jobs", "line")
+    op.drop_index("batches_submitted_by", table_name="batches")
     op.drop_index("batches_unfinished", table_name="batches", postgresql_where=sa.text("finished_at IS NULL"))
     op.drop_column("batches", "counts")
     op.drop_column("batches", "finished_at")

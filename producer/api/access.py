@@ -5,14 +5,19 @@ somebody adds is closed until it is named there. A key comes as ``Authorization:
 cookie; each request asks Postgres for it, so that a revoked one opens nothing from that moment on.
 
 Where no key is required (on the loopback) whoever gives none may do everything; what begins like a key is checked
-nevertheless. Which tenant's rows are seen is no question of this module: ``services`` hands out a store that sees no
-others, and Postgres holds to it.
+nevertheless. A browser on that machine gives none either, whichever page it shows: so what comes without a key must
+ask for this machine by name (else a stranger's name that leads to 127.0.0.1 would make that stranger's page this
+server's own), and what would change something must not come from another site's page.
+
+Which tenant's rows are seen is no question of this module: ``services`` hands out a store that sees no others, and
+Postgres holds to it.
 """
 
+import ipaddress
 import math
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -62,9 +67,11 @@ ANYBODY = Caller(DEFAULT_TENANT, frozenset(Scope))
 class Access:
     """Finds the caller of each request. One a process, shared by its threads."""
 
-    def __init__(self, keys: Keys, *, require_keys: bool) -> None:
+    def __init__(self, keys: Keys, *, require_keys: bool, hosts: Collection[str] = ()) -> None:
+        """``hosts``: the names by which whoever gives no key may ask for this server, beside the loopback's."""
         self._keys = keys
         self._require_keys = require_keys
+        self._hosts = frozenset(map(str.lower, hosts))
         self._pace = Pace()
 
     def caller(self, request: Request) -> Caller:
@@ -73,8 +80,19 @@ class Access:
         if given is None:
             if self._require_keys:
                 raise Unauthorized("a key is needed: send it as 'Authorization: Bearer ovis_…'")
+            self._check_keyless(request)
             return ANYBODY
         return self.holder(given)
+
+    def _check_keyless(self, request: Request) -> None:
+        """Return if no page of another site can have sent this. Raises: Forbidden."""
+        if not at_home(request.headers.get("host", ""), self._hosts):
+            raise Forbidden(
+                "without a key this farm answers only under this machine's own names (127.0.0.1, localhost, and those "
+                "in OVIS_API_HOST and OVIS_API_URL): set OVIS_REQUIRE_KEYS=true, or ask with a key"
+            )
+        if request.method not in READING and not same_origin(request.headers):
+            raise Forbidden("another web site's page may not ask without a key: set OVIS_REQUIRE_KEYS=true, or use one")
 
     def holder(self, key: str) -> Caller:
         """Whoever holds this key. Raises: Unauthorized, Overloaded, Unavailable."""
@@ -96,6 +114,27 @@ def _given(request: Request) -> str | None:
     if key and request.method not in READING and not same_origin(request.headers):
         raise Forbidden("another web site's page may not ask with this page's key")
     return key or None
+
+
+def at_home(host: str, names: Collection[str]) -> bool:
+    """Whether the header ``Host`` names the loopback, or one of ``names`` (in lower case, without port)."""
+    name = host_name(f"//{host}")
+    if name is None:
+        return False
+    if name == "localhost" or name in names:
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+def host_name(url: str) -> str | None:
+    """The host in ``url``, in lower case and without brackets; None: there is none that can be read."""
+    try:
+        return urlsplit(url).hostname
+    except ValueError:
+        return None
 
 
 def same_origin(headers: Mapping[str, str]) -> bool:

@@ -60,7 +60,7 @@ async def submit(
 ) -> Batch:
     """Submit a batch: all of its jobs, or none; with ``partial`` the good rows of a manifest.
 
-    ``application/json`` holds the name and up to 10,000 jobs. A manifest has a row a job, as many as there are, and is
+    ``application/json`` holds the name and up to 10,000 jobs. A manifest has a row a job, up to 1,000,000 jobs, and is
     never held in memory: ``application/x-ndjson``, ``text/csv``, or XLSX of up to 64 MB. Its name stands in the query.
 
     When this answers, no job of it can be lost. Asking again with the same ``Idempotency-Key`` is safe.
@@ -80,7 +80,7 @@ async def submit(
         fingerprint.add(body)
         batch = await run_in_threadpool(_submit_document, hand_in, body, fingerprint.with_key(key))
     else:
-        title, recipe = _checked_name(name), options.recipe()
+        title, recipe = _checked_name(name), await run_in_threadpool(options.recipe)
         with spooled() as file:
             kind = await spool_manifest(request, file, fingerprint.add)
             entries = entries_of(Reading(file, kind, recipe), partial=options.partial)

@@ -19,7 +19,9 @@ from producer.api.errors import Fault, Invalid
 from producer.api.problems import printable
 from producer.api.services import Here, Services
 from producer.jobs.contract import Entry, Rejection, Submission
+from producer.jobs.errors import TooManyJobs
 from producer.jobs.estimate import Estimate, estimate
+from producer.jobs.store import JOBS_MAX
 from producer.manifest import ManifestError, ManifestKind, Problem, Reading, Recipe, size_sets
 
 CSV = "text/csv"
@@ -139,7 +141,7 @@ class Preview(BaseModel):
 )
 async def preview(request: Request, here: Here, options: Options) -> Preview:
     """What a manifest would become: its first jobs, how many, what is wrong, what it costs. Submits nothing."""
-    recipe = options.recipe()
+    recipe = await run_in_threadpool(options.recipe)
     with spooled() as file:
         kind = await spool_manifest(request, file)
         return await run_in_threadpool(_previewed, _services(request), Reading(file, kind, recipe))
@@ -152,6 +154,8 @@ def _previewed(services: Services, reading: Reading) -> Preview:
         for entry in reading.entries(partial=True):
             if isinstance(entry, Entry):
                 jobs += 1
+                if jobs > JOBS_MAX:
+                    raise TooManyJobs(JOBS_MAX)
                 work += entry.submission.work
                 if len(rows) < SHOWN_ROWS:
                     rows.append(PreviewRow.model_construct(**vars(entry.submission), line=entry.line))

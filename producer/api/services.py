@@ -5,6 +5,7 @@ Invariant: through ``Here`` a caller that is no administrator reaches its own te
 endpoint asks for: others' are not there. So no endpoint chooses by tenant itself.
 """
 
+import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 from fastapi.concurrency import run_in_threadpool
 
-from producer.api.access import ANYBODY, OPEN_PATHS, READING, Access, Caller
+from producer.api.access import ANYBODY, OPEN_PATHS, READING, Access, Caller, host_name
 from producer.jobs import schema
 from producer.jobs.contract import Scope
 from producer.jobs.errors import FarmError
@@ -23,6 +24,8 @@ from producer.jobs.queue import Queue
 from producer.jobs.settings import Settings
 from producer.jobs.storage import Storage
 from producer.jobs.store import Store
+
+log = logging.getLogger(__name__)
 
 CONNECTIONS = 10
 """To Postgres, for requests. A bulk submission holds one while its rows go in; the others keep answering."""
@@ -53,7 +56,11 @@ class Services:
             Store.at(database_url, connections=BACKGROUND_CONNECTIONS),
             Queue(settings.require("redis_url")),
             Storage(settings),
-            Access(Keys(store.database), require_keys=settings.require_keys),
+            Access(
+                Keys(store.database),
+                require_keys=settings.require_keys,
+                hosts=[name for name in (settings.api_host, host_name(settings.api_url or "")) if name],
+            ),
         )
 
     @property
@@ -80,10 +87,18 @@ class Services:
         self.storage.ensure_bucket()
 
     def readiness(self) -> dict[str, str]:
-        """Each dependency, asked now: ``"ok"`` or what is wrong. They are asked at once, so the slowest decides."""
+        """Each dependency, asked now: ``"ok"`` or what is wrong. They are asked at once, so the slowest decides.
+
+        Where keys are required, strangers ask this too: they are told no address and no user, only that it is away.
+        """
         pings = {"Postgres": self.store.ping, "Redis": self.queue.ping, "S3": self.storage.ping}
         with ThreadPoolExecutor(len(pings)) as pool:
-            return dict(zip(pings, pool.map(_ask, pings.values()), strict=True))
+            found = dict(zip(pings, pool.map(_ask, pings.values()), strict=True))
+        for name, wrong in found.items():
+            if wrong != "ok" and self.settings.require_keys:
+                log.warning("%s is not ready: %s", name, wrong)
+                found[name] = "away"
+        return found
 
     def close(self) -> None:
         self.store.close()

@@ -2,7 +2,9 @@
 
 What people handed in comes back as it was, in their own columns and order, with what became of it behind. A spreadsheet
 runs a cell that looks like a formula, so no text leaves here as one: in CSV it gets a quotation mark in front, as OWASP
-advises against CSV injection, unless it is a plain number; a workbook says of each cell that it is text.
+advises against CSV injection, unless it is a plain number; a workbook says of each cell that it is text. Where another
+separator is expected, the quotes begin within a cell and protect nothing, so what stands behind a semicolon, a tab or a
+line break counts as a cell too.
 """
 
 import csv
@@ -19,6 +21,7 @@ from openpyxl import Workbook
 from openpyxl.cell import WriteOnlyCell
 
 from producer.api.answers import image_path
+from producer.api.errors import Fault, Invalid
 from producer.jobs.contract import Job, State
 from producer.jobs.results import PAGE, Result
 
@@ -34,7 +37,10 @@ REJECTED = "rejected"
 FORMULA_BEGINS = tuple("=+-@\t\r\n＝＋－＠")
 NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?", re.ASCII)
 
+INNER_CELL = re.compile(r"""(?<=[;\t\r\n])(?="*[=+\-@＝＋－＠])[^;\t\r\n]+""")
+
 SHEET_MAX_ROWS = 2**20
+SHEET_MAX_COLUMNS = 2**14
 CELL_MAX_CHARACTERS = 32_767
 EXACT_MAX = 10**15
 """A spreadsheet keeps 15 digits of a number; one with more is written as text."""
@@ -141,7 +147,10 @@ def jsonl_pieces(table: Table, results: Iterable[Result]) -> Generator[bytes, No
 
 
 def xlsx_pieces(table: Table, results: Iterable[Result]) -> Generator[bytes, None, None]:
-    """The table as a workbook, made in temporary files before its first piece comes."""
+    """The table as a workbook, made in temporary files before its first piece comes. Raises: Invalid, before that."""
+    if (columns := len(table.header)) > SHEET_MAX_COLUMNS:
+        told = f"a workbook has {SHEET_MAX_COLUMNS:,} columns at most, and this table {columns:,}: take csv or jsonl"
+        raise Invalid([Fault(field="format", message=told)])
     with tempfile.TemporaryFile() as file:
         _write_workbook(table, results, file)
         file.seek(0)
@@ -151,7 +160,12 @@ def xlsx_pieces(table: Table, results: Iterable[Result]) -> Generator[bytes, Non
 
 def inert(text: str) -> str:
     """The text as a cell of CSV that no spreadsheet runs."""
-    return f"'{text}" if text.startswith(FORMULA_BEGINS) and not NUMBER.fullmatch(text) else text
+    inner = INNER_CELL.sub(_inert_inside, text)
+    return f"'{inner}" if text.startswith(FORMULA_BEGINS) and not NUMBER.fullmatch(text) else inner
+
+
+def _inert_inside(cell: re.Match[str]) -> str:
+    return cell[0] if NUMBER.fullmatch(cell[0]) else f"'{cell[0]}"
 
 
 def _write_workbook(table: Table, results: Iterable[Result], file: IO[bytes]) -> None:

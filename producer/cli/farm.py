@@ -13,7 +13,6 @@ from rich.console import Console
 from producer.cli import jobs
 from producer.cli.download import download
 from producer.cli.results import downloaded
-from producer.client import Client
 from producer.jobs.errors import AlreadyRunning
 from producer.jobs.settings import Settings, load_settings
 
@@ -59,7 +58,7 @@ def demo(
 
 def _draw_catalogue(settings: Settings, to: Path, look_after: Callable[[], None]) -> int:
     _say_where(settings)
-    with Client(settings.base_url) as client:
+    with jobs.client_of(settings) as client:
         batch = client.submit_manifest(CATALOGUE, name="demo catalogue", file_name=NAME)
         _say(f"submitted {batch.jobs} banners from {CATALOGUE.name} as batch {batch.id}")
         batch = jobs.wait_for_batch(client, batch, on_poll=look_after)

@@ -12,7 +12,8 @@ from rich.table import Table
 from producer.cli.progress import BatchProgress
 from producer.client import Batch, Client, Farm, Job, NotFound, Refused, Worker
 from producer.jobs.contract import DEFAULT_TENANT
-from producer.jobs.settings import load_settings
+from producer.jobs.errors import SettingsError
+from producer.jobs.settings import Settings, load_settings
 
 EXIT_SOME_FAILED = 1
 
@@ -64,10 +65,16 @@ def _cancelled(client: Client, found: Job | Batch) -> Job | Batch:
 
 
 def connect() -> Client:
-    """The farm that the settings name."""
-    settings = load_settings()
-    key = settings.api_key
-    return Client(settings.base_url, api_key=key.get_secret_value() if key else None)
+    """The farm that the settings name. Raises: SettingsError."""
+    return client_of(load_settings())
+
+
+def client_of(settings: Settings) -> Client:
+    """The farm that these settings name, with their key. Raises: SettingsError: the key is none."""
+    key = settings.api_key.get_secret_value() if settings.api_key else None
+    if key and not (key.isascii() and key.isprintable()):
+        raise SettingsError("OVIS_API_KEY holds what no key holds: set it to what `ovis-batch keys create` printed")
+    return Client(settings.base_url, api_key=key)
 
 
 def find(client: Client, id: UUID) -> Job | Batch:

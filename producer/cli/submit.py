@@ -75,6 +75,7 @@ def submit(
     """Submit one prompt, or a manifest with an image or more a row. The options are defaults for all rows."""
     if (prompt is None) == (file is None):
         raise SettingsError("give either a prompt or --file")
+    _check_text(key=key, tenant=tenant)
     key = str(uuid4()) if key is None else key  # an empty one is the farm's to refuse
     fields = {
         "negative_prompt": negative_prompt,
@@ -147,6 +148,15 @@ def _leaves_it_open(error: Unreachable | ServerError | Refused) -> bool:
     if isinstance(error, ServerError) or error.problem.type == AT_WORK:
         return True
     return error.problem.status == HTTPStatus.TOO_MANY_REQUESTS
+
+
+def _check_text(**options: str | None) -> None:
+    """Raises: SettingsError: the terminal gave bytes that are no text."""
+    for option, value in options.items():
+        try:
+            (value or "").encode()
+        except UnicodeEncodeError:
+            raise SettingsError(f"--{option} is no UTF-8: write it as such") from None
 
 
 def _checked(values: dict[str, Any]) -> dict[str, Any]:

@@ -26,17 +26,26 @@ RETRIED_ERRORS = (httpx.TimeoutException, httpx.NetworkError, httpx.ProxyError, 
 
 
 class Attempts:
-    """Of one question to the farm at ``url``. An earlier attempt that is still at work is waited for ``patience_s``."""
+    """Of one question to the farm at ``url``. An earlier attempt that is still at work is waited for ``patience_s``,
+    from when the farm first says so."""
 
     def __init__(self, url: str, patience_s: float) -> None:
         self._url = url
-        self._deadline = time.monotonic() + patience_s
+        self._patience_s = patience_s
+        self._deadline: float | None = None
         self._failed = 0
         self._heard = False
+        self._perhaps_done = False
+
+    @property
+    def perhaps_done(self) -> bool:
+        """Whether an earlier attempt may have done what was asked, and its answer was lost."""
+        return self._perhaps_done
 
     def lost(self, error: httpx.HTTPError) -> float:
         """No answer came: how long to wait before the next attempt, in seconds. Raises: Unreachable."""
-        self._heard = self._heard or not isinstance(error, UNHEARD_ERRORS)
+        if not isinstance(error, UNHEARD_ERRORS):
+            self._heard = self._perhaps_done = True
         wait_s = self._backoff_s()
         if self._failed == ATTEMPTS or not isinstance(error, RETRIED_ERRORS):
             raise Unreachable(self._url, str(error) or type(error).__name__, heard=self._heard) from error
@@ -45,13 +54,19 @@ class Attempts:
     def refused(self, response: httpx.Response) -> float:
         """This came: how long to wait before the next attempt, in seconds. Raises: ServerError, Refused."""
         self._heard = True
+        self._perhaps_done = self._perhaps_done or response.status_code >= 500
         problem, asked_s = problem_in(response), _retry_after_s(response)
-        if problem.type == AT_WORK and time.monotonic() < self._deadline:
+        if problem.type == AT_WORK and self._is_waited_for(time.monotonic()):
             return asked_s or LONGEST_WAIT_S
         wait_s = self._backoff_s() + (asked_s or 0)
         if self._failed == ATTEMPTS or response.status_code not in RETRIED_STATUSES or wait_s > LONGEST_WAIT_S:
             raise _error_of(response.status_code, problem, asked_s)
         return wait_s
+
+    def _is_waited_for(self, now: float) -> bool:
+        if self._deadline is None:
+            self._deadline = now + self._patience_s
+        return now < self._deadline
 
     def _backoff_s(self) -> float:
         """From half of it to all of it, so that clients that were cut off together do not come back together."""

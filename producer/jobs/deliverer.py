@@ -134,11 +134,12 @@ class Deliverer:
         return self._webhooks.take(most=room, most_each=MOST_EACH, busy=busy, lease_s=4 * self._timeout_s)
 
     def _prune(self) -> None:
-        """Now and then: events, deliveries and answers to idempotency keys are kept for some days."""
+        """Now and then: events, deliveries and answers to idempotency keys are kept for some days.
+
+        One portion a round, since deliveries wait for it.
+        """
         now = time.monotonic()
-        if now >= self._prune_at:
-            while self._events.prune() + self._webhooks.prune() + self._answers.prune():
-                pass
+        if now >= self._prune_at and not self._events.prune() + self._webhooks.prune() + self._answers.prune():
             self._prune_at = now + self._durations.sweep_s
 
     async def _attempt(self, client: httpx.AsyncClient, due: Due) -> Attempt:
@@ -157,7 +158,7 @@ class Deliverer:
             log.exception("delivery %s could not be sent", due.id)
             error = "the farm made a mistake; its log tells more"
         again_s = None if error is None or status == GONE else self._again_s(due.attempts)
-        return Attempt(due.id, status, error, again_s)
+        return Attempt(due.id, status, error, again_s, due.attempts)
 
     def _again_s(self, attempts: int) -> float | None:
         """Until the next attempt, a little later at random, so that those who failed together do not come together."""

@@ -139,9 +139,11 @@ class Dispatcher:
     def _finish_batches(self) -> None:
         """Each open batch is looked at, of thousands perhaps: so seldom that it takes a small part of the time."""
         began = time.monotonic()
-        self._store.finish_batches(self.id)
-        ended = time.monotonic()
-        self._finish_at = ended + 20 * (ended - began)
+        try:
+            self._store.finish_batches(self.id)
+        finally:
+            ended = time.monotonic()
+            self._finish_at = ended + 20 * (ended - began)
 
     def _reclaim(self) -> None:
         """Only after one full lease of our own without a break: an outage of Postgres costs nobody a claim."""

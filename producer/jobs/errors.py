@@ -15,6 +15,9 @@ FarmError
 ├── NotReady            the job has no image (yet): .state says why
 ├── WebhookDisabled     enable it first
 ├── TooManyWebhooks     delete one first
+├── TooManyJobs         hand them in as several batches
+├── TooManyRejections   mend what makes so many lines wrong
+├── TooManyColumns      no table holds as many: read the jobs one by one
 └── IllegalTransition   .state cannot go there
 
 The pipeline's own errors (``pipeline.errors``) are classed the same way; the table that maps every class to
@@ -133,6 +136,33 @@ class TooManyWebhooks(FarmError):
 
     def __init__(self, most: int) -> None:
         super().__init__(f"there are {most} webhooks, and no more may be: delete one first")
+
+
+class TooManyJobs(FarmError):
+    """No batch holds as many jobs."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__(f"there are more than {most:,} jobs, and a batch has no more: hand them in as several batches")
+
+
+class TooManyRejections(FarmError):
+    """So many lines of the input are wrong that it cannot be meant so."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__(
+            f"more than {most:,} lines are wrong, or they are too long to be kept: so many that something else must be:"
+            " mend the file"
+        )
+
+
+class TooManyColumns(FarmError):
+    """The lines of a batch's input have more columns between them than a table is made of."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__(
+            f"the rows have more than {most:,} different columns, and no table is made of as many:"
+            " read the batch's jobs instead"
+        )
 
 
 class IllegalTransition(FarmError):

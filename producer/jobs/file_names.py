@@ -8,6 +8,7 @@ import itertools
 import re
 from hashlib import blake2b
 from pathlib import PurePosixPath
+from unicodedata import normalize
 
 SHEETS_MAX = 5
 SHEETS = ("contact-sheet.png", *(f"contact-sheet-{number}.png" for number in range(2, SHEETS_MAX + 1)))
@@ -17,7 +18,8 @@ STEM_MAX_BYTES = 200
 
 
 class FileNames:
-    """Gives each job a name that no other has, not even where upper and lower case are one.
+    """Gives each job a name that no other has, not even where upper and lower case are one, or an accent and its
+    letter are one character (macOS).
 
     A name that is taken gets the number of its row, or the next that is free. Keeps eight bytes of each name, so that
     a hundred thousand take a few megabytes; two that had the same by chance would cost one of them a number.
@@ -25,14 +27,23 @@ class FileNames:
 
     def __init__(self) -> None:
         self._taken = {_key(name) for name in (*SHEETS, *TABLES)}
+        self._next: dict[bytes, int] = {}  # of names that were taken: no number below it is free
 
     def name(self, file_name: str, position: int) -> str:
         """The name of the job's file, a plain one whatever ``file_name`` holds. To be asked in the jobs' order."""
         stem, suffix = _plain(file_name)
-        numbered = (f"{stem}-{number}{suffix}" for number in itertools.count(position + 1))
-        name = next(name for name in itertools.chain([stem + suffix], numbered) if _key(name) not in self._taken)
+        name = stem + suffix
+        if _key(name) in self._taken:
+            name = self._numbered(stem, suffix, position + 1)
         self._taken.add(_key(name))
         return name
+
+    def _numbered(self, stem: str, suffix: str, least: int) -> str:
+        alike = _key(stem + suffix)
+        numbers = itertools.count(max(least, self._next.get(alike, 0)))
+        number = next(number for number in numbers if _key(f"{stem}-{number}{suffix}") not in self._taken)
+        self._next[alike] = number + 1
+        return f"{stem}-{number}{suffix}"
 
 
 def _plain(file_name: str) -> tuple[str, str]:
@@ -44,4 +55,5 @@ def _plain(file_name: str) -> tuple[str, str]:
 
 
 def _key(name: str) -> bytes:
-    return blake2b(name.casefold().encode(errors="replace"), digest_size=8).digest()
+    one_form = normalize("NFC", normalize("NFC", name).casefold())
+    return blake2b(one_form.encode(errors="replace"), digest_size=8).digest()

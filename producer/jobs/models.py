@@ -1,5 +1,6 @@
 """The models that the farm draws with, as its workers tell."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import NamedTuple
 
@@ -12,8 +13,9 @@ from producer.jobs.postgres import Database
 class ModelNotFound(NotFound):
     """No worker draws with a model of this name."""
 
-    def __init__(self, name: str) -> None:
-        super().__init__("model", name)
+    def __init__(self, name: str, there_are: Sequence[str]) -> None:
+        known = f": it draws with {', '.join(there_are)}" if there_are else ": no worker was seen yet"
+        super().__init__("model", name + known)
 
 
 class Model(NamedTuple):
@@ -36,10 +38,10 @@ class Models:
 
     def model(self, name: str) -> Model:
         """Raises: ModelNotFound."""
-        found = next((model for model in self.all() if model.name == name), None)
-        if found is None:
-            raise ModelNotFound(name)
-        return found
+        models = {model.name: model for model in self.all()}
+        if name not in models:
+            raise ModelNotFound(name, list(models))
+        return models[name]
 
 
 _MODELS = text(

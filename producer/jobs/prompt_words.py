@@ -28,7 +28,7 @@ NULL = r"\N"
 _CHARACTERS = "\u2e80-\u2fff\u3005-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff"
 _WORD = re.compile(rf"[{_CHARACTERS}]|[^\W_{_CHARACTERS}]+")
 
-COPY = "COPY prompt_words (tenant, batch_id, job_id, first_position, words) FROM STDIN"
+COPY = "COPY prompt_words (tenant, batch_id, job_id, first_position, last_position, words) FROM STDIN"
 
 
 def words_of(prompt: str) -> list[str]:
@@ -55,6 +55,10 @@ class _Row:
     prompts: int = 0
     characters: int = 0
     words: set[str] = field(default_factory=set)
+
+    @property
+    def last_position(self) -> int:
+        return self.first_position + self.prompts - 1
 
     @property
     def full(self) -> bool:
@@ -104,7 +108,8 @@ class WordRows:
             return
         whose = (NULL, str(self._row.job_id)) if self._batch_id is None else (str(self._batch_id), NULL)
         words = " ".join(map(lexeme, [owner_word(self._tenant), *self._row.words]))
-        fields = map(_escaped, (self._tenant, *whose, str(self._row.first_position), words))
+        place = (str(self._row.first_position), str(self._row.last_position))
+        fields = map(_escaped, (self._tenant, *whose, *place, words))
         self._file.write("\t".join(fields) + "\n")
         self._row = None
 

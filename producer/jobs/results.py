@@ -14,11 +14,14 @@ from uuid import UUID
 from sqlalchemy import text
 
 from producer.jobs.contract import Job, Rejection
+from producer.jobs.errors import TooManyColumns
 from producer.jobs.file_names import FileNames
 from producer.jobs.store import Store
 
 PAGE = 250
 """Rows that are in memory at once: a line may hold long texts."""
+COLUMNS_MAX = 20_000
+"""Of one table."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +42,15 @@ class Results:
         self._store = store
 
     def columns(self, batch_id: UUID) -> list[str]:
-        """What the lines of the input held, in the order in which it is first met. Empty for jobs without an input."""
+        """What the lines of the input held, in the order in which it is first met. Empty for jobs without an input.
+
+        Raises: TooManyColumns.
+        """
         with self._store.database.begin() as connection:
-            return list(connection.execute(_COLUMNS, {"batch": batch_id}).scalars())
+            found = list(connection.execute(_COLUMNS, {"batch": batch_id, "limit": COLUMNS_MAX + 1}).scalars())
+        if len(found) > COLUMNS_MAX:
+            raise TooManyColumns(COLUMNS_MAX)
+        return found
 
     def of(self, batch_id: UUID) -> Iterator[Result]:
         """All of them, one by one. Raises: NotFound, Unavailable, while they are read."""
@@ -76,6 +85,6 @@ _COLUMNS = text(
         UNION ALL
         SELECT line, source FROM rejections WHERE batch_id = :batch
     ) AS lines CROSS JOIN LATERAL json_object_keys(source) WITH ORDINALITY AS found (key, place)
-    GROUP BY key ORDER BY min(ARRAY[line, place])
+    GROUP BY key ORDER BY min(ARRAY[line, place]) LIMIT :limit
     """
 )

@@ -24,7 +24,7 @@ from sqlalchemy import text
 from producer.jobs.contract import Batch, Job, State
 from producer.jobs.errors import BadCursor
 from producer.jobs.postgres import Database, as_owner
-from producer.jobs.prompt_words import TOGETHER, lexeme, owner_word, words_of
+from producer.jobs.prompt_words import lexeme, owner_word, words_of
 from producer.jobs.store import JOB_COLUMNS, batches_where, job_of
 
 Found = TypeVar("Found")
@@ -197,7 +197,7 @@ def _with_words(which: JobFilter, conditions: Sequence[str], sort: Sort, *, behi
         beside.append(f"id {sort.behind}= :at")
         asked.append(f"(held.id, seq) {sort.behind} (:at, :seq)")
     order = f"ORDER BY id {sort.direction}"
-    place = f"position BETWEEN held.first_position AND held.first_position + {TOGETHER - 1}"
+    place = "position BETWEEN held.first_position AND held.last_position"
     jobs = f"""
         SELECT jobs.*, held.id AS held_id FROM {{held}} AS held
         CROSS JOIN LATERAL (
@@ -212,14 +212,14 @@ def _with_words(which: JobFilter, conditions: Sequence[str], sort: Sort, *, behi
     """
     return f"""
         WITH nearest AS MATERIALIZED (
-            SELECT id, batch_id, job_id, first_position, words FROM prompt_words
+            SELECT id, batch_id, job_id, first_position, last_position, words FROM prompt_words
             WHERE {_all(beside)} {order} LIMIT {NEAREST}
         ), near AS MATERIALIZED (
             SELECT * FROM nearest WHERE words @@ CAST(:words AS tsquery) {order}
         ), found_near AS MATERIALIZED (
             {jobs.format(held="near")} ORDER BY held.id {sort.direction}, seq {sort.direction} LIMIT :limit
         ), further AS MATERIALIZED (
-            SELECT id, batch_id, job_id, first_position FROM prompt_words
+            SELECT id, batch_id, job_id, first_position, last_position FROM prompt_words
             WHERE words @@ CAST(:words AS tsquery) AND {_all(beside)}
               AND id {sort.behind} (SELECT id FROM nearest ORDER BY id {_OPPOSITE[sort.direction]} LIMIT 1)
               AND (SELECT count(*) FROM found_near) < :limit

@@ -16,6 +16,7 @@ then stand though its answer was lost: asked again it looks like a duplicate, an
 """
 
 import hashlib
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -53,7 +54,15 @@ from producer.jobs.contract import (
     Window,
     Worker,
 )
-from producer.jobs.errors import IllegalTransition, KeyAtWork, KeyReused, LostClaim, NotFound
+from producer.jobs.errors import (
+    IllegalTransition,
+    KeyAtWork,
+    KeyReused,
+    LostClaim,
+    NotFound,
+    TooManyJobs,
+    TooManyRejections,
+)
 from producer.jobs.limits import Allowance
 from producer.jobs.postgres import Database, as_owner, reaching
 from producer.jobs.prompt_words import WordRows
@@ -61,6 +70,14 @@ from producer.jobs.table import jobs as jobs_table
 
 CHANNEL = "ovis_jobs"
 """Notified by every commit that queues a job."""
+JOBS_MAX = 1_000_000
+"""Of one batch: a small file can stand for many more."""
+REJECTIONS_MAX = 100_000
+"""Lines of one input that became no job. They are held in memory."""
+REJECTED_MAX_CHARACTERS = 200_000_000
+"""Of all that those lines held."""
+COUNTED_AT_ONCE = 200_000
+"""Jobs of batches that are finished together: the dispatcher does nothing else meanwhile."""
 
 
 class Store:
@@ -112,12 +129,11 @@ class Store:
         ``previews`` unfinished pictures are wanted on the way, 0 to 3.
         ``deduplicate``: if the tenant has the very image already, its job is the answer, and nothing is inserted.
         """
-        if deduplicate and (drawn := self._drawn(submission, tenant)):
-            return self.job(drawn)
-        job_id = uuid4()
         with self._begin() as connection:
+            drawn = _drawn(connection, submission, tenant) if deduplicate else None
+            job_id = drawn or uuid4()
             earlier = _earlier(connection, tenant, key, job_id=job_id)
-            if earlier is None:
+            if earlier is None and drawn is None:
                 allowance = Allowance(connection, tenant)
                 lanes = {submission.priority: _single_lane(connection, tenant, submission.priority)}
                 to = _Destination(tenant, None, lanes, max_failures, previews)
@@ -125,15 +141,6 @@ class Store:
                 allowance.settle(1)
                 _notify(connection)
         return self.job(job_id if earlier is None else earlier.job_id)
-
-    def _drawn(self, submission: Submission, tenant: str) -> UUID | None:
-        """The job that drew this very image with a model that the farm has now. One without a seed is drawn anew."""
-        if submission.seed is None:
-            return None
-        values = {"tenant": tenant, "fingerprint": _fingerprint(submission.request().model_dump_json())}
-        with self._single() as connection:
-            found: UUID | None = connection.execute(_DRAWN, values).scalar()
-        return found
 
     def submit_batch(
         self,
@@ -152,7 +159,9 @@ class Store:
 
         ``entries`` is read once, row by row, so it may be a generator over a large file; an exception that it raises
         undoes everything and passes on. Rejections are held in memory until the jobs are in. A ``key`` that came
-        before gives the batch of then, and reads nothing. Raises: KeyReused, Overloaded.
+        before gives the batch of then, and reads nothing.
+
+        Raises: KeyReused, Overloaded, TooManyJobs, TooManyRejections.
 
         ``deduplicate``: what the tenant has drawn already is not drawn again; such jobs have succeeded at once, with
         the image of the other (``Job.copy_of``).
@@ -185,16 +194,20 @@ class Store:
         refused: Sequence[Mapping[str, Any]],
         *,
         tenant: str = DEFAULT_TENANT,
+        key: SubmissionKey | None = None,
         file_id: str | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> Batch:
-        """Insert a batch that holds no job, and why: its whole input was refused."""
+        """Insert a batch that holds no job, and why: its whole input was refused. A ``key`` that came before gives the
+        batch of then. Raises: KeyReused."""
         batch_id = uuid4()
         batch = {"id": batch_id, "tenant": tenant, "name": name, "weight": 1.0, "file": file_id}
         values = batch | {"metadata": Json(dict(metadata or {})), "refused": Json([dict(fault) for fault in refused])}
         with self._begin() as connection:
-            connection.execute(_REFUSE_BATCH, values)
-        return self.batch(batch_id)
+            earlier = _earlier(connection, tenant, key, batch_id=batch_id)
+            if earlier is None:
+                connection.execute(_REFUSE_BATCH, values)
+        return self.batch(batch_id if earlier is None else earlier.batch_id)
 
     # Reading.
 
@@ -713,6 +726,15 @@ def _earlier(connection: Connection, tenant: str, key: SubmissionKey | None, **i
     return earlier
 
 
+def _drawn(connection: Connection, submission: Submission, tenant: str) -> UUID | None:
+    """The job that drew this very image with a model that the farm has now. One without a seed is drawn anew."""
+    if submission.seed is None:
+        return None
+    values = {"tenant": tenant, "fingerprint": _fingerprint(submission.request().model_dump_json())}
+    found: UUID | None = connection.execute(_DRAWN, values).scalar()
+    return found
+
+
 def _single_lane(connection: Connection, tenant: str, priority: Priority) -> int:
     """The lane of the jobs that the tenant submits alone, open, and not to be closed before the commit.
 
@@ -747,10 +769,14 @@ class _Destination:
 def _good(
     entries: Iterable[Submission | Entry | Rejection], rejections: list[Rejection]
 ) -> Iterator[Submission | Entry]:
-    """The jobs to be, while the others gather in ``rejections``."""
+    """The jobs to be, while the others gather in ``rejections``. Raises: TooManyRejections."""
+    characters = 0
     for entry in entries:
         if isinstance(entry, Rejection):
             rejections.append(entry)
+            characters += len(json.dumps(entry.source)) + len(entry.message)
+            if len(rejections) > REJECTIONS_MAX or characters > REJECTED_MAX_CHARACTERS:
+                raise TooManyRejections(REJECTIONS_MAX)
         else:
             yield entry
 
@@ -775,11 +801,13 @@ def _copy_jobs(
     entries: Iterable[Submission | Entry],
     ids: Sequence[UUID] | None = None,
 ) -> int:
-    """Insert the jobs through COPY, the fastest way in; returns how many there were."""
+    """Insert the jobs through COPY, the fastest way in; returns how many there were. Raises: TooManyJobs."""
     count = 0
     with WordRows(to.tenant, to.batch_id) as words, as_owner(connection):
         with connection.connection.cursor().copy(_COPY_JOBS) as copy:
             for count, entry in enumerate(entries, start=1):
+                if count > JOBS_MAX:
+                    raise TooManyJobs(JOBS_MAX)
                 submission, line, source = (
                     (entry.submission, entry.line, entry.source) if isinstance(entry, Entry) else (entry, None, None)
                 )
@@ -848,7 +876,7 @@ _DRAWN = text(
     SELECT jobs.id FROM jobs JOIN workers ON workers.id = jobs.worker_id
     WHERE jobs.fingerprint = :fingerprint AND jobs.state = 'succeeded' AND jobs.tenant = :tenant
       AND (workers.model, workers.revision) IN ({_MODELS_NOW})
-    LIMIT 1
+    LIMIT 1 FOR KEY SHARE OF jobs SKIP LOCKED
     """
 )
 
@@ -964,7 +992,9 @@ _CANCEL = text(
     """
 )
 
-_NOTE_CANCEL = text("UPDATE batches SET cancelled_at = now() WHERE id = :batch AND cancelled_at IS NULL")
+_NOTE_CANCEL = text(
+    "UPDATE batches SET cancelled_at = now() WHERE id = :batch AND cancelled_at IS NULL AND finished_at IS NULL"
+)
 
 _RETRY = text(
     """
@@ -1000,7 +1030,7 @@ _PRIORITISE = text(
 _DELETE_BATCH = text(
     """
     WITH gone AS (
-        SELECT id, copy_of, object_key, previews, claim > 0 AND state <> 'succeeded' AS unfinished
+        SELECT id, copy_of, object_key, previews, claim > 1 OR claim > 0 AND state <> 'succeeded' AS unfinished
         FROM jobs WHERE batch_id = :batch
     ), noted AS (
         INSERT INTO deletions (tenant, prefixes)
@@ -1014,7 +1044,8 @@ _DELETE_BATCH = text(
     DELETE FROM batches WHERE id = :batch RETURNING id
     """
 )
-"""Of a shared image whose first job went before, the last job that shares it takes it along."""
+"""Of a shared image whose first job went before, the last job that shares it takes it along. A job that succeeded may
+have left checkpoints of claims that it lost."""
 
 _BEAT = text(
     """
@@ -1171,6 +1202,7 @@ _LANES = text(
     """
 )
 
+# A job that is being deleted is passed over: to wait for it would be to wait for its whole batch, and then to fail.
 _NEXT_MESSAGES = text(
     f"""
     WITH next AS (
@@ -1179,7 +1211,7 @@ _NEXT_MESSAGES = text(
             SELECT j.id, j.claim + 1 AS claim, j.priority, j.lane_id, j.work FROM jobs j
             WHERE j.state = 'queued' AND j.lane_id = wanted.lane AND j.not_before <= now()
               AND NOT EXISTS (SELECT 1 FROM messages m WHERE m.job_id = j.id)
-            ORDER BY j.not_before, j.seq LIMIT wanted.most
+            ORDER BY j.not_before, j.seq LIMIT wanted.most FOR KEY SHARE OF j SKIP LOCKED
         ) AS found
         WHERE {_LEADS} LIMIT :limit
     ), noted AS (
@@ -1220,8 +1252,13 @@ _OPEN = """
 
 _LOCK_ENDED_BATCHES = text(
     f"""
-    SELECT id FROM batches b WHERE finished_at IS NULL AND NOT {_OPEN} AND {_LEADS}
-    LIMIT 100 FOR NO KEY UPDATE SKIP LOCKED
+    SELECT id FROM batches WHERE finished_at IS NULL AND id IN (
+        SELECT id FROM (
+            SELECT id, jobs, sum(jobs) OVER (ORDER BY id) AS total
+            FROM (SELECT id, jobs FROM batches b WHERE finished_at IS NULL AND NOT {_OPEN} AND {_LEADS} LIMIT 100) AS b
+        ) AS ended
+        WHERE total <= {COUNTED_AT_ONCE} OR total = jobs)
+    FOR NO KEY UPDATE SKIP LOCKED
     """
 )
 

@@ -103,6 +103,7 @@ batches = Table(
     Column("counts", JSONB, comment="Its jobs by state, once it is finished; set and cleared with finished_at."),
     _time("created_at", "Submission; never changes.", nullable=False, server_default=func.now()),
     Index("batches_created", "created_at"),
+    Index("batches_submitted_by", "tenant", "created_at", "id"),
     Index("batches_unfinished", "id", postgresql_where=text("finished_at IS NULL")),
 )
 
@@ -324,7 +325,8 @@ prompt_words = Table(
     Column("tenant", Text, nullable=False, comment="Whose prompts they are."),
     Column("batch_id", Uuid, ForeignKey("batches.id", ondelete="CASCADE"), comment="In which they stand, or"),
     Column("job_id", Uuid, comment="the one job whose prompt it is. No foreign key: only batches are deleted."),
-    Column("first_position", Integer, nullable=False, comment="In the batch: of the first of up to 100 jobs."),
+    Column("first_position", Integer, nullable=False, comment="In the batch: of the first of up to 100 jobs, and"),
+    Column("last_position", Integer, nullable=False, comment="of the last of them."),
     _time("created_at", "As that of the jobs.", nullable=False, server_default=func.now()),
     Column("words", TSVECTOR, nullable=False, comment="Of all these prompts, and '@' with the tenant."),
     Index("prompt_words_words", "words", postgresql_using="gin"),

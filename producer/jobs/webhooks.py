@@ -44,12 +44,13 @@ class Due:
 
 @dataclass(frozen=True)
 class Attempt:
-    """How an attempt went. ``again_s``: until the next; None: there is none."""
+    """How an attempt went. ``again_s``: until the next; None: there is none. ``number``: as in ``Due.attempts``."""
 
     id: UUID
     status: int | None
     error: str | None
     again_s: float | None
+    number: int
 
     @property
     def taken(self) -> bool:
@@ -130,7 +131,7 @@ class Webhooks:
             return [Due(**row) for row in connection.execute(_TAKE, values).mappings()]
 
     def note(self, attempts: Sequence[Attempt]) -> None:
-        """How attempts went."""
+        """How attempts went. What is to be sent anew meanwhile is left alone: that counts, and not the old one."""
         if not attempts:
             return
         columns = {
@@ -138,6 +139,7 @@ class Webhooks:
             "statuses": [attempt.status for attempt in attempts],
             "errors": [attempt.error for attempt in attempts],
             "again": [attempt.again_s for attempt in attempts],
+            "numbers": [attempt.number for attempt in attempts],
         }
         with self._database.single() as connection:
             connection.execute(_NOTE, columns)
@@ -207,10 +209,12 @@ _NOTE = text(
     """
     UPDATE deliveries SET last_status = went.status, last_error = went.error,
         delivered_at = CASE WHEN went.error IS NULL THEN now() END,
-        next_at = now() + make_interval(secs => went.again_s)
+        next_at = CASE WHEN webhooks.disabled_at IS NULL THEN now() + make_interval(secs => went.again_s) END
     FROM unnest(CAST(:ids AS uuid[]), CAST(:statuses AS int[]), CAST(:errors AS text[]),
-                CAST(:again AS double precision[])) AS went (id, status, error, again_s)
-    WHERE deliveries.id = went.id
+                CAST(:again AS double precision[]), CAST(:numbers AS int[]))
+             AS went (id, status, error, again_s, number),
+         webhooks
+    WHERE deliveries.id = went.id AND deliveries.attempts = went.number AND webhooks.id = deliveries.webhook_id
     """
 )
 

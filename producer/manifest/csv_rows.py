@@ -9,6 +9,8 @@ from producer.manifest.problem import ManifestError, Problem
 from producer.manifest.record import Record
 
 LINE_MAX_CHARACTERS = 4_000_000
+ROW_MAX_LINES = 10_000
+"""Over which the quoted cells of one row may go."""
 COLUMNS_MAX = 700
 
 CheckHeader = Callable[[Sequence[str]], Sequence[Problem]]
@@ -59,7 +61,7 @@ def _record(line: int, header: Sequence[str], cells: Sequence[str]) -> Record:
 def _numbered(file: IO[bytes], header: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
     """Each row with the line on which it begins; quoted cells may go over many."""
     kept: list[str] = []  # the lines of the row that is being read, to say what is wrong with it
-    reader = csv.reader(_keeping(lines(file, LINE_MAX_CHARACTERS), kept), strict=True)
+    reader = csv.reader(_keeping(lines(file, LINE_MAX_CHARACTERS), kept, header), strict=True)
     while True:
         begins = reader.line_num + 1
         kept.clear()
@@ -74,9 +76,17 @@ def _numbered(file: IO[bytes], header: Sequence[str]) -> Iterator[tuple[int, lis
         yield begins, cells
 
 
-def _keeping(read: Iterator[str], kept: list[str]) -> Iterator[str]:
-    for line in read:
+def _keeping(read: Iterator[str], kept: list[str], header: Sequence[str]) -> Iterator[str]:
+    """Raises: ManifestError: a row, of which the lines before are ``kept``, is too long."""
+    characters = 0
+    for number, line in enumerate(read, start=1):
+        characters = len(line) + (characters if kept else 0)
         kept.append(line)
+        if characters > LINE_MAX_CHARACTERS or len(kept) > ROW_MAX_LINES:
+            most = f"{ROW_MAX_LINES:,} lines or {LINE_MAX_CHARACTERS:,} characters"
+            told = f"is no CSV: this row has more than {most}: is a quote in it not closed?"
+            column = _column("".join(kept), header)
+            raise ManifestError.of_file(told, line=number - len(kept) + 1, column=column)
         yield line
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from math import isfinite
 from typing import IO, Any
 
+from producer.manifest.csv_rows import COLUMNS_MAX
 from producer.manifest.lines import lines
 from producer.manifest.problem import ManifestError
 from producer.manifest.record import Record
@@ -30,6 +31,8 @@ def _record(line: int, text: str) -> Record:
         return Record.broken(line, "holds a number or a nesting beyond all measure", text=text)
     if not isinstance(values, dict):
         return Record.broken(line, "is no JSON object", text=text)
+    if len(values) > COLUMNS_MAX:
+        return Record.broken(line, f"has {len(values):,} fields: {COLUMNS_MAX} are read at most", text=text)
     return Record(line, values)
 
 

@@ -5,11 +5,13 @@ for width and height.
 """
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from pydantic import ValidationError
 
+from pipeline.request import PROMPT_MAX_CHARACTERS
 from producer.jobs.contract import Entry, Submission
 from producer.manifest.problem import ManifestError, Problem
 from producer.manifest.record import Record, unstorable
@@ -22,8 +24,14 @@ SIZE = "size"
 SIDES = ("width", "height")
 DEFAULTS = Submission(prompt="-").model_dump(mode="json", exclude={"prompt"})
 SUFFIXES = (".{format}", ".png", ".jpg", ".jpeg", ".webp")
+NAME_MAX_CHARACTERS = 200
+"""As ``contract.Submission`` counts bytes, of which a character has one at least."""
 CHECKED_MAX = 1_000
 """Sets of columns that are remembered: rows of JSONL may have other ones each."""
+CHECKED_MAX_CHARACTERS = 1_000_000
+"""Of all their names, the set that came last apart."""
+ROW_PROBLEMS_MAX = 20
+"""Problems of one row that are told."""
 
 
 class Recipe:
@@ -47,8 +55,10 @@ class Recipe:
         vary: Sequence[str] = (),
         defaults: Sequence[str] = (),
     ) -> None:
-        self._prompt = Template(template, "template") if template is not None else None
-        self._name = Template(_stem(file_name), "file_name") if file_name is not None else None
+        self._prompt = Template(template, "template", "prompt", PROMPT_MAX_CHARACTERS) if template is not None else None
+        self._name = (
+            Template(_stem(file_name), "file_name", "name", NAME_MAX_CHARACTERS) if file_name is not None else None
+        )
         used = [made.columns for made in (self._prompt, self._name) if made]
         self._used = frozenset[str]().union(*used)
         self._defaults = _sized(_pairs(defaults), "default")
@@ -57,6 +67,7 @@ class Recipe:
         for values, option in ((self._defaults, "default"), *((values, "vary") for values in self._variations)):
             self._check_values(values, option)
         self._checked: dict[tuple[str, ...], tuple[Problem, ...]] = {}
+        self._checked_characters = 0
 
     def _check_values(self, values: Mapping[str, Any], option: str) -> None:
         for field in values:
@@ -80,15 +91,12 @@ class Recipe:
             problems.append(Problem(1, "prompt", "is missing"))
         return problems
 
-    def _unknown(self, line: int, columns: Sequence[str]) -> list[Problem]:
-        problems = [
-            Problem(line, column, told)
-            for column in dict.fromkeys(columns)
-            if (told := self._refusal(column)) is not None
-        ]
+    def _unknown(self, line: int, columns: Sequence[str]) -> Iterator[Problem]:
+        for column in dict.fromkeys(columns):
+            if (told := self._refusal(column)) is not None:
+                yield Problem(line, column, told)
         if SIZE in columns and not set(SIDES).isdisjoint(columns):
-            problems.append(Problem(line, SIZE, "stands beside width or height: give one or the other"))
-        return problems
+            yield Problem(line, SIZE, "stands beside width or height: give one or the other")
 
     def _refusal(self, column: str) -> str | None:
         if column in self._varied:
@@ -142,9 +150,11 @@ class Recipe:
     def _checked_columns(self, record: Record) -> tuple[Problem, ...]:
         columns = tuple(record.values)
         if columns not in self._checked:
-            if len(self._checked) >= CHECKED_MAX:
+            if len(self._checked) >= CHECKED_MAX or self._checked_characters > CHECKED_MAX_CHARACTERS:
                 self._checked.clear()
-            self._checked[columns] = tuple(self._unknown(0, columns))
+                self._checked_characters = 0
+            self._checked[columns] = tuple(islice(self._unknown(0, columns), ROW_PROBLEMS_MAX))
+            self._checked_characters += sum(map(len, columns))
         return tuple(Problem(record.line, found.column, found.message) for found in self._checked[columns])
 
 
@@ -188,7 +198,8 @@ def _sized(values: dict[str, Any], option: str | None) -> dict[str, Any]:
 
 def _unstorable(record: Record) -> tuple[Problem, ...]:
     found = ((column, unstorable(column) or unstorable(value)) for column, value in record.values.items())
-    return tuple(Problem(record.line, column, told) for column, told in found if told)
+    problems = (Problem(record.line, column, told) for column, told in found if told)
+    return tuple(islice(problems, ROW_PROBLEMS_MAX))
 
 
 def _problems(line: int, error: ValidationError) -> list[Problem]:

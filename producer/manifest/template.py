@@ -15,7 +15,7 @@ BEYOND_A_NAME = frozenset(".[]!:{}")
 
 
 class Unfilled(Exception):
-    """A row says nothing for a place of the template, or no text: ``column`` names it."""
+    """A row says nothing for a place of the template, or no text, or too much: ``column`` names it."""
 
     def __init__(self, column: str, message: str) -> None:
         super().__init__(message)
@@ -23,11 +23,14 @@ class Unfilled(Exception):
 
 
 class Template:
-    """One such text. ``option`` is what the template is called in errors."""
+    """One such text. ``option`` is what the template is called in errors, ``field`` what it makes, of ``longest``
+    characters at most."""
 
-    def __init__(self, text: str, option: str) -> None:
+    def __init__(self, text: str, option: str, field: str, longest: int) -> None:
         """Raises: ManifestError: something else than columns stands in its braces."""
         self._option = option
+        self._field = field
+        self._longest = longest
         try:
             self._parts = [self._part(*part) for part in string.Formatter().parse(text)]
         except ValueError as error:
@@ -46,10 +49,16 @@ class Template:
         return literal, column
 
     def fill(self, values: Mapping[str, Any]) -> str:
-        """The text for one row. Raises: Unfilled."""
-        return "".join(
-            literal if column is None else literal + self._text(column, values) for literal, column in self._parts
-        )
+        """The text for one row. No longer one is ever held. Raises: Unfilled."""
+        filled: list[str] = []
+        characters = 0
+        for literal, column in self._parts:
+            filled += (literal, "" if column is None else self._text(column, values))
+            characters += len(filled[-2]) + len(filled[-1])
+            if characters > self._longest:
+                told = f"has more than {self._longest:,} characters as {self._option} makes it"
+                raise Unfilled(self._field, told)
+        return "".join(filled)
 
     def _text(self, column: str, values: Mapping[str, Any]) -> str:
         value = values.get(column)

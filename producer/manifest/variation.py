@@ -45,13 +45,16 @@ def _values(field: str, text: str) -> list[Any]:
         (parts,) = csv.reader([text], strict=True, skipinitialspace=True)
     except (csv.Error, ValueError):
         raise _wrong(f"{field}: {text!r} is no list: put a value that holds a comma in quotes") from None
-    values = [value for part in parts for value in _expanded(field, part.strip())]
-    if "" in values:
-        raise _wrong(f"{field}: a value is empty")
-    for place, value in enumerate(values):
-        if value in values[:place]:
+    values: dict[Any, None] = {}
+    for value in (value for part in parts for value in _expanded(field, part.strip())):
+        if value == "":
+            raise _wrong(f"{field}: a value is empty")
+        if value in values:
             raise _wrong(f"{field}: {value} is there twice")
-    return values
+        if len(values) == VARIATIONS_MAX:
+            raise _wrong(f"{field}: has more than {VARIATIONS_MAX:,} values, which makes as many images of each row")
+        values[value] = None
+    return list(values)
 
 
 def _expanded(field: str, part: str) -> Iterator[Any]:

@@ -2,19 +2,23 @@
 
 A cell counts as what a person sees in it: of a formula the result, or its text if no program has worked it out yet.
 What the file says of its own size is not believed: before openpyxl builds anything out of it, the parts that are read
-are unpacked once and counted, so that a small file cannot become a large memory.
+are unpacked once and counted, so that a small file cannot become a large memory. What the file calls them is its own
+choice, so openpyxl opens what is limited here and nothing else.
 """
 
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from datetime import date, datetime, time, timedelta
 from math import isfinite
 from typing import IO, Any
 from xml.parsers import expat
 
-from openpyxl import load_workbook
+from openpyxl.packaging.manifest import Manifest
+from openpyxl.reader.excel import ExcelReader
 from openpyxl.worksheet._reader import FORMULA_TAG, WorkSheetParser
+from openpyxl.xml.constants import ARC_CONTENT_TYPES, SHARED_STRINGS
+from openpyxl.xml.functions import fromstring
 
 from producer.manifest.csv_rows import COLUMNS_MAX, CheckHeader, check_columns
 from producer.manifest.problem import ManifestError, Problem
@@ -23,8 +27,13 @@ from producer.manifest.record import Record
 UNPACKED_MAX_BYTES = 512_000_000
 STRINGS_MAX_BYTES = 64_000_000
 """Of the table of texts, which openpyxl holds in memory."""
+TEXTS_MAX = 1_000_000
+"""In that table: each takes openpyxl some 30 µs."""
 PART_MAX_BYTES = 4_000_000
-"""Of each other part: styles, names of sheets."""
+"""Of each other part that is read: styles, names of sheets."""
+UNREAD_MAX_BYTES = 64_000_000
+"""Of each that is not: pictures, what printers want."""
+ALL_MAX_BYTES = 640_000_000
 CELL_MAX_CHARACTERS = 131_072
 TOO_LONG = f"a cell has more than {CELL_MAX_CHARACTERS:,} characters"
 ROWS_MAX = 1_048_576
@@ -59,19 +68,24 @@ def _record(line: int, header: list[str], cells: dict[int, Any]) -> Record:
 def _cells(file: IO[bytes]) -> Iterator[tuple[int, dict[int, Any]]]:
     """Each row that holds anything: its number and its cells by their column, from 1. Raises: ManifestError."""
     try:
-        _check_sizes(file)
-        yield from _parsed(file)
+        file.seek(0)
+        with _opened(file) as archive:
+            yield from _parsed(file, archive)
     except ManifestError:
         raise
     except Exception as error:  # openpyxl has no error of its own for what is no spreadsheet: KeyError, TypeError, …
         raise ManifestError.of_file(f"{NO_SPREADSHEET} ({type(error).__name__})") from error
 
 
-def _parsed(file: IO[bytes]) -> Iterator[tuple[int, dict[int, Any]]]:
-    file.seek(0)
-    book = load_workbook(file, read_only=True, data_only=True, keep_links=False)
+def _parsed(file: IO[bytes], archive: "_Archive") -> Iterator[tuple[int, dict[int, Any]]]:
+    archive.check()
+    reader = ExcelReader(file, read_only=True, data_only=True, keep_links=False)
+    reader.archive = archive
+    reader.read()
+    book = reader.wb
     try:
         sheet: Any = book.worksheets[0]
+        archive.count_rows(sheet._worksheet_path)
         with sheet._get_source() as source:
             # Its own iteration fills every gap that a row's number or a cell's column leaves.
             parser = _Parser(
@@ -112,26 +126,54 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _check_sizes(file: IO[bytes]) -> None:
-    """Raises: ManifestError. Zipfile itself unpacks no more of a part than the part says that it holds."""
-    file.seek(0)
+def _opened(file: IO[bytes]) -> "_Archive":
+    """Raises: ManifestError."""
     try:
-        archive = zipfile.ZipFile(file)
+        return _Archive(file)
     except zipfile.BadZipFile:
         raise ManifestError.of_file(f"{NO_SPREADSHEET}: save it as .xlsx, without a password") from None
-    with archive:
-        parts = {part.filename: part.file_size for part in archive.infolist()}
+
+
+class _Archive(zipfile.ZipFile):
+    """Unpacks no part that is too large. Zipfile itself unpacks no more of one than the part says that it holds."""
+
+    _read: Collection[str] = ()
+    _counted: Collection[str] = ()
+
+    def open(self, name: Any, *arguments: Any, **options: Any) -> Any:
+        """Raises: ManifestError: it is not among the parts whose sizes were checked."""
+        if name in self.NameToInfo and name not in self._read:
+            raise ManifestError.of_file(f"{NO_SPREADSHEET}: its part {name!r:.200} has no usual name")
+        return super().open(name, *arguments, **options)
+
+    def check(self) -> None:
+        """Raises: ManifestError: a part is too large, or all together."""
+        parts = {part.filename: part.file_size for part in self.infolist()}
+        if sum(parts.values()) > ALL_MAX_BYTES:
+            raise _too_much(f"all of it unpacks to {sum(parts.values()):,} bytes, {ALL_MAX_BYTES:,} are read at most")
+        if parts.get(ARC_CONTENT_TYPES, 0) > PART_MAX_BYTES:
+            raise _too_much(f"{ARC_CONTENT_TYPES} unpacks to more than {PART_MAX_BYTES:,} bytes")
+        self._read = {ARC_CONTENT_TYPES}
+        types: Any = Manifest.from_tree(fromstring(self.read(ARC_CONTENT_TYPES)))  # type: ignore[arg-type]
         sheets = [name for name in parts if re.search(r"worksheets/[^/]+\.xml$", name)]
-        strings = [name for name in parts if name.lower().endswith("sharedstrings.xml")]
-        read = {name: size for name, size in parts.items() if name.endswith((".xml", ".rels"))}
-        limits = dict.fromkeys(sheets, UNPACKED_MAX_BYTES) | dict.fromkeys(strings, STRINGS_MAX_BYTES)
-        for name, size_bytes in read.items():
+        told = {part.PartName.removeprefix("/") for part in types.Override if part.ContentType == SHARED_STRINGS}
+        strings = [name for name in parts if name in told or name.lower().endswith("sharedstrings.xml")]
+        self._read = {*(name for name in parts if name.endswith((".xml", ".rels"))), *strings}
+        limits = dict.fromkeys(parts.keys() - self._read, UNREAD_MAX_BYTES)
+        limits |= dict.fromkeys(sheets, UNPACKED_MAX_BYTES) | dict.fromkeys(strings, STRINGS_MAX_BYTES)
+        for name, size_bytes in parts.items():
             if size_bytes > (limit := limits.get(name, PART_MAX_BYTES)):
-                raise _too_much(f"{name} unpacks to {size_bytes:,} bytes, {limit:,} are read at most")
+                raise _too_much(f"{name:.200} unpacks to {size_bytes:,} bytes, {limit:,} are read at most")
         for name in strings:
-            _Counter("si").count(archive.open(name))
+            _Counter("si").count(self.open(name))
         for name in sheets:
-            _Counter("row").count(archive.open(name))
+            _Counter("row").count(self.open(name))
+        self._counted = sheets
+
+    def count_rows(self, sheet: str) -> None:
+        """Of a sheet that has no usual name. Raises: ManifestError."""
+        if sheet not in self._counted:
+            _Counter("row").count(self.open(sheet))
 
 
 def _too_much(told: str) -> ManifestError:
@@ -164,6 +206,8 @@ class _Counter:
         if local == self._item:
             self._within, self._inside, self._characters = True, 0, 0
             self._items += 1
+            if self._items > TEXTS_MAX and self._item == "si":
+                raise _too_much(f"it holds more than {TEXTS_MAX:,} texts")
             number = attributes.get("r", "")
             self._line = int(number) if number.isdecimal() else self._items
             if self._line > ROWS_MAX and self._item == "row":

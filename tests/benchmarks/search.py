@@ -67,8 +67,8 @@ MAKE_JOBS = f"""
     WHERE number BETWEEN :first AND :last
 """
 MAKE_WORDS = """
-    INSERT INTO prompt_words (tenant, batch_id, first_position, created_at, words)
-    SELECT min(tenant), batch_id, min(position), min(created_at),
+    INSERT INTO prompt_words (tenant, batch_id, first_position, last_position, created_at, words)
+    SELECT min(tenant), batch_id, min(position), max(position), min(created_at),
            array_to_tsvector(array_agg(DISTINCT word) || array_agg(DISTINCT '@' || tenant))
     FROM jobs CROSS JOIN LATERAL string_to_table(translate(lower(request ->> 'prompt'), '",', ''), ' ') AS word
     WHERE seq BETWEEN :first AND :last

@@ -6,9 +6,10 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import inspect, text
 
 from producer.jobs import schema
-from producer.jobs.contract import Submission
+from producer.jobs.contract import State, Submission
 from producer.jobs.errors import SchemaMismatch, SettingsError, Unavailable
 from producer.jobs.postgres import connect
+from producer.jobs.search import JobFilter, Search
 from producer.jobs.settings import Settings
 from producer.jobs.store import Store
 from producer.jobs.table import metadata
@@ -101,4 +102,25 @@ def test_jobs_that_wait_while_the_farm_gets_lanes_keep_their_place(url: str) -> 
     assert {following.work for following in messages} == {jobs[0].request.work}
     assert store.submit(Submission(prompt="a"), max_failures=3).tenant == "default"
     assert len(store.lanes()) == 4, "a job alone goes into the lane that its like were given"
+    store.close()
+
+
+def test_batches_that_ended_before_are_finished_and_their_prompts_found_however_long(url: str) -> None:
+    store, holder = Store.at(url), uuid4()
+    long = [" ".join(f"{n}x{place}{'ж' * 33}" for place in range(150)) for n in range(100)]
+    ended = store.submit_batch("ended", (Submission(prompt=prompt) for prompt in long), max_failures=3)
+    waits = store.submit_batch("waits", [Submission(prompt="a")], max_failures=3)
+    store.cancel_batch(ended.id)
+    store.close()
+    schema.downgrade(url, "0002")
+    schema.upgrade(url)
+    store = Store.at(url)
+    job = store.batch_jobs(ended.id)[-1]
+    assert store.batch(ended.id).finished_at == job.finished_at
+    assert store.batch(ended.id).counts[State.CANCELLED] == 100
+    assert store.batch(waits.id).finished_at is None
+    assert store.lead(holder, leader_s=60)
+    assert store.finish_batches(holder) == 0
+    found = Search(store.database).jobs(JobFilter(prompt="99x149")).found
+    assert [each.id for each in found] == [job.id]
     store.close()

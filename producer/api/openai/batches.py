@@ -88,7 +88,7 @@ def _made(asked: BatchCreation, source: FileId, here: Services, key: SubmissionK
             most = here.settings.max_failures
             return here.store.submit_batch(name, lines.entries(), max_failures=most, key=key, **facts)
         except Refused as refused:
-            return here.store.refuse_batch(name, refused.faults, **facts)
+            return here.store.refuse_batch(name, refused.faults, key=key, **facts)
 
 
 @router.get("", responses=errors(404))

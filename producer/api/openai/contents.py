@@ -6,7 +6,7 @@ No more than one page of rows and one image is in memory.
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from heapq import merge
 from itertools import groupby
 from typing import Any, Literal, NamedTuple
@@ -31,7 +31,7 @@ class Content(NamedTuple):
     store: Store
     pictures: Pictures
 
-    def of(self, part: Part) -> Iterator[bytes]:
+    def of(self, part: Part) -> Generator[bytes, None, None]:
         """The file in pieces. Raises: Unavailable, in its midst too."""
         write: dict[Part, Callable[[], Iterator[bytes]]] = {
             Part.INPUT: self._input,
@@ -129,7 +129,7 @@ def _line(document: dict[str, Any]) -> bytes:
     return json.dumps(document).encode() + b"\n"
 
 
-def _in_pieces(parts: Iterator[bytes]) -> Iterator[bytes]:
+def _in_pieces(parts: Iterator[bytes]) -> Generator[bytes, None, None]:
     """Small ones together: each piece that is sent costs a change of threads."""
     piece = bytearray()
     for part in parts:

@@ -21,7 +21,7 @@ PREFIX = "/v1"
 NOT_AGAIN = {"X-Should-Retry": "false"}
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
-_STATUSES = {"invalid_value": 400, "wrong_media_type": 400}
+_STATUSES = {"invalid_value": 400, "wrong_media_type": 400, "too_many_jobs": 400, "too_many_rejections": 400}
 _CODES = {"invalid": "invalid_value", "unauthorized": "invalid_api_key", "overloaded": "rate_limit_exceeded"}
 
 

@@ -1,6 +1,6 @@
 """``/v1/files``: inputs of batches that are uploaded, and what batches make of their rows when it is read."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Annotated, Literal
@@ -12,7 +12,7 @@ from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
 from producer.api.bodies import chunks, media_type
 from producer.api.errors import Fault, Invalid, Malformed, TooLarge
@@ -22,6 +22,7 @@ from producer.api.openai.identifiers import FileId, Part, batch_name
 from producer.api.openai.pictures import Pictures, Sizes
 from producer.api.openai.progress import progress_of
 from producer.api.problems import printable
+from producer.api.results import Download, Pieces
 from producer.api.services import Here, Services
 from producer.jobs import files
 from producer.jobs.contract import Batch
@@ -176,11 +177,12 @@ def file(file_id: str, here: Here) -> FileObject:
     if found.part is None:
         return FileObject.of(Files(here.database).file(found.id))
     batch = _batch(found, here)
-    content = Content(batch, here.store, Sizes(here.storage))
+    sizes = Sizes(here.storage)
+    written_bytes = sum(map(len, Content(batch, here.store, sizes).of(found.part)))
     ended = batch.finished_at if found.part is not Part.INPUT else None
     return FileObject(
         id=file_id,
-        bytes=sum(map(len, content.of(found.part))),
+        bytes=written_bytes + sizes.left_out_bytes,
         created_at=int((ended or batch.created_at).timestamp()),
         filename=f"{batch_name(batch.id)}_{found.part}.jsonl",
         purpose="batch" if found.part is Part.INPUT else "batch_output",
@@ -190,13 +192,14 @@ def file(file_id: str, here: Here) -> FileObject:
 @router.get("/{file_id}/content", responses={200: {"content": {JSONL: {}}}, **errors(404)})
 def content(file_id: str, here: Here) -> Response:
     """What stands in the file. Links to images are valid for a while from now on; reading it again gives new ones."""
-    return StreamingResponse(content_of(FileId.read(file_id), here), media_type=JSONL)
+    found = FileId.read(file_id)
+    return Download(content_of(found, here), f"{found}.jsonl", JSONL)
 
 
-def content_of(file_id: FileId, here: Services) -> Iterator[bytes]:
+def content_of(file_id: FileId, here: Services) -> Pieces:
     """The file in pieces. Raises: NotFound, at once; Unavailable, in its midst too."""
     if file_id.part is None:
-        return here.storage.pieces(Files(here.database).file(file_id.id).object_key)
+        return (piece for piece in here.storage.pieces(Files(here.database).file(file_id.id).object_key))
     return Content(_batch(file_id, here), here.store, Pictures(here.storage)).of(file_id.part)
 
 

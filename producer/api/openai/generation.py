@@ -54,8 +54,8 @@ class Generation(BaseModel):
     num_inference_steps: Annotated[int, Number] = Field(default=50, ge=1, le=STEPS_MAX)
     guidance_scale: Annotated[float, Number] = Field(default=5.0, ge=0, le=GUIDANCE_MAX)
     negative_prompt: str = ""
-    quality: Literal["auto", "standard"] = Field(
-        default=AUTO, description="There is one: num_inference_steps is what changes it."
+    quality: Literal["auto", "standard", "hd", "low", "medium", "high"] = Field(
+        default=AUTO, description="Means nothing: num_inference_steps is what changes it."
     )
     background: Literal["auto", "opaque"] = Field(default=AUTO, description="Images are opaque.")
     moderation: Literal["auto", "low"] = Field(default=AUTO, description="Means nothing: there is none.")

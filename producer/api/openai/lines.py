@@ -21,6 +21,9 @@ from producer.jobs.contract import Entry, Rejection
 LINES_MAX = 50_000
 LINE_MAX_BYTES = 1_000_000
 FAULTS_MAX = 100
+BODY_FAULTS_MAX = 20
+"""Faults of one body that are told."""
+MESSAGE_MAX_CHARACTERS = 2_000
 CUSTOM_ID_MAX = 512
 
 _CODES = {
@@ -115,7 +118,7 @@ def _parsed(number: int, raw: bytes) -> Line:
     except Malformed as error:
         raise _refused("invalid_json_line", number, str(error)) from None
     except ValidationError as error:
-        details = error.errors(include_url=False, include_input=False, include_context=False)
+        details = error.errors(include_url=False, include_input=False, include_context=False)[:FAULTS_MAX]
         raise Refused(
             [_fault(number, detail["type"], fault) for detail, fault in zip(details, faults_of(details), strict=True)]
         ) from None
@@ -141,9 +144,10 @@ def _entries(number: int, line: Line) -> Iterator[Entry | Rejection]:
     except Invalid as error:
         fault = error.faults[0]
         message = "; ".join(
-            f"{fault.field}: {fault.message}" if fault.field else fault.message for fault in error.faults
+            f"{fault.field}: {fault.message}" if fault.field else fault.message
+            for fault in error.faults[:BODY_FAULTS_MAX]
         )
-        yield Rejection(number, source, "invalid_value", message, fault.field or None)
+        yield Rejection(number, source, "invalid_value", message[:MESSAGE_MAX_CHARACTERS], fault.field or None)
         return
     if generation.stream:
         yield Rejection(number, source, "invalid_value", "stream: is not for batches: leave it out", "stream")

@@ -22,7 +22,7 @@ from producer.client.models import Batch, Estimate, Job, NamedSize, Preview, Rej
 from producer.client.waiting import aside_async
 
 SUBMISSION_TIMEOUT_S = 900.0
-"""A file of 200,000 rows is answered once all of them are in the table."""
+"""A file of 200,000 rows is answered once all of them are in the table; what changes them all takes as long."""
 
 
 class AsyncBatches(AsyncTransport):
@@ -132,11 +132,11 @@ class AsyncBatches(AsyncTransport):
 
     async def cancel_batch(self, batch: Batch | UUID | str) -> Batch:
         """Cancel all of a batch that has not ended; images that are there stay. Raises: NotFound, ClientError."""
-        return await self._told(batch, "cancel")
+        return await self._told(batch, "cancel", patience_s=SUBMISSION_TIMEOUT_S)
 
     async def retry_batch(self, batch: Batch | UUID | str, states: Sequence[str] = ("failed",)) -> Batch:
         """Draw again what of the batch is in these ``states``: failed, cancelled. Raises: NotFound, ClientError."""
-        return await self._told(batch, "retry", state=list(states))
+        return await self._told(batch, "retry", {"state": list(states)}, patience_s=SUBMISSION_TIMEOUT_S)
 
     async def pause(self, batch: Batch | UUID | str) -> Batch:
         """Start nothing more of the batch; what is being drawn is finished. Raises: NotFound, ClientError."""
@@ -149,11 +149,12 @@ class AsyncBatches(AsyncTransport):
     async def prioritise(self, batch: Batch | UUID | str, priority: str) -> Batch:
         """Let what of the batch waits go first or later: interactive, standard, bulk. Raises: NotFound, ClientError."""
         path = f"batches/{id_of(batch)}/priority"
-        return await self._asked(Batch, "PUT", path, **document({"priority": priority}))
+        body = document({"priority": priority})
+        return await self._asked(Batch, "PUT", path, patience_s=SUBMISSION_TIMEOUT_S, **body)
 
     async def delete_batch(self, batch: Batch | UUID | str) -> None:
         """Remove a batch with its jobs and images. Raises: NotFound, ClientError."""
-        await self._answer("DELETE", f"batches/{id_of(batch)}")
+        await self._removed(f"batches/{id_of(batch)}")
 
     async def write_results(self, batch: Batch | UUID | str, to: Path | str, format: str = "csv") -> None:
         """Write what became of each row of the input to the file ``to``: csv, jsonl or xlsx.
@@ -168,8 +169,16 @@ class AsyncBatches(AsyncTransport):
         """Write all images that are there to the ZIP file ``to``. Raises: as ``write_results``."""
         await self._written(f"batches/{id_of(batch)}/images.zip", to, {})
 
-    async def _told(self, batch: Batch | UUID | str, order: str, **params: Any) -> Batch:
-        return await self._asked(Batch, "POST", f"batches/{id_of(batch)}/{order}", params=params)
+    async def _told(
+        self,
+        batch: Batch | UUID | str,
+        order: str,
+        params: dict[str, Any] | None = None,
+        *,
+        patience_s: float | None = None,
+    ) -> Batch:
+        path = f"batches/{id_of(batch)}/{order}"
+        return await self._asked(Batch, "POST", path, params=params, patience_s=patience_s)
 
     async def _manifest(
         self,

@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import AsyncIterator
+from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self, TypeVar
@@ -92,6 +93,10 @@ class AsyncTransport:
             await response.aclose()
         return True
 
+    async def _removed(self, path: str) -> None:
+        """Remove what is there. That it is gone is no error if an attempt came before whose answer was lost."""
+        await self._answer("DELETE", path, gone_by_us=True)
+
     async def _answer(
         self,
         method: str,
@@ -100,12 +105,13 @@ class AsyncTransport:
         key: str | None = None,
         stream: bool = False,
         patience_s: float | None = None,
+        gone_by_us: bool = False,
         **options: Any,
     ) -> httpx.Response:
         """A successful answer; asked again, with growing waits, where that may help.
 
         ``stream``: its body is still to come, and the caller closes it. ``patience_s``: how long the farm may say
-        nothing.
+        nothing. ``gone_by_us``: a 404 is as good as success behind an attempt whose answer was lost.
         """
         patience_s = patience_s or self._timeout_s
         timeout = httpx.Timeout(self._timeout_s, read=max(self._timeout_s, patience_s))
@@ -117,7 +123,8 @@ class AsyncTransport:
             request = self._http.build_request(method, path, headers=headers, timeout=timeout, **options)
             try:
                 response = await self._http.send(request, stream=stream, follow_redirects=method == "GET")
-                if response.is_success:
+                gone = gone_by_us and attempts.perhaps_done and response.status_code == HTTPStatus.NOT_FOUND
+                if response.is_success or gone:
                     return response
                 await response.aread()
             except httpx.HTTPError as error:

@@ -36,7 +36,7 @@ class AsyncWebhooks(AsyncTransport):
 
     async def delete_webhook(self, webhook: Webhook | UUID | str) -> None:
         """Tell that address nothing more, and forget what it was told. Raises: NotFound, ClientError."""
-        await self._answer("DELETE", _path(webhook))
+        await self._removed(_path(webhook))
 
     async def enable_webhook(self, webhook: Webhook | UUID | str) -> Webhook:
         """Go on telling an address that answered 410. Raises: NotFound, ClientError."""

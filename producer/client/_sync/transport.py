@@ -3,6 +3,7 @@
 
 import tempfile
 from collections.abc import Iterator
+from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self, TypeVar
@@ -93,6 +94,10 @@ class Transport:
             response.close()
         return True
 
+    def _removed(self, path: str) -> None:
+        """Remove what is there. That it is gone is no error if an attempt came before whose answer was lost."""
+        self._answer("DELETE", path, gone_by_us=True)
+
     def _answer(
         self,
         method: str,
@@ -101,12 +106,13 @@ class Transport:
         key: str | None = None,
         stream: bool = False,
         patience_s: float | None = None,
+        gone_by_us: bool = False,
         **options: Any,
     ) -> httpx.Response:
         """A successful answer; asked again, with growing waits, where that may help.
 
         ``stream``: its body is still to come, and the caller closes it. ``patience_s``: how long the farm may say
-        nothing.
+        nothing. ``gone_by_us``: a 404 is as good as success behind an attempt whose answer was lost.
         """
         patience_s = patience_s or self._timeout_s
         timeout = httpx.Timeout(self._timeout_s, read=max(self._timeout_s, patience_s))
@@ -118,7 +124,8 @@ class Transport:
             request = self._http.build_request(method, path, headers=headers, timeout=timeout, **options)
             try:
                 response = self._http.send(request, stream=stream, follow_redirects=method == "GET")
-                if response.is_success:
+                gone = gone_by_us and attempts.perhaps_done and response.status_code == HTTPStatus.NOT_FOUND
+                if response.is_success or gone:
                     return response
                 response.read()
             except httpx.HTTPError as error:

@@ -35,7 +35,7 @@ class Webhooks(Transport):
 
     def delete_webhook(self, webhook: Webhook | UUID | str) -> None:
         """Tell that address nothing more, and forget what it was told. Raises: NotFound, ClientError."""
-        self._answer("DELETE", _path(webhook))
+        self._removed(_path(webhook))
 
     def enable_webhook(self, webhook: Webhook | UUID | str) -> Webhook:
         """Go on telling an address that answered 410. Raises: NotFound, ClientError."""

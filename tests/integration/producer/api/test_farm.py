@@ -56,6 +56,27 @@ def test_a_missing_redis_and_bucket_are_named_while_jobs_are_still_taken(setting
         assert 'ovis_dependency_up{dependency="Redis"} 0.0' in httpx.get(f"{url}/metrics").text
 
 
+def test_strangers_are_told_no_address_of_what_is_away(settings: Settings) -> None:
+    redis_url = SecretStr(f"redis://127.0.0.1:{free_port()}/0")
+    with serving(settings.model_copy(update={"redis_url": redis_url, "require_keys": True})) as url:
+        ready = httpx.get(f"{url}/readyz")
+        assert (ready.status_code, ready.json()) == (503, {"Postgres": "ok", "Redis": "away", "S3": "ok"})
+
+
+def test_another_sites_page_does_not_use_a_farm_without_keys(api: httpx.Client) -> None:
+    body = {"name": "mine", "scopes": ["admin"]}
+    for headers in (
+        {"Host": "evil.example", "Origin": "http://evil.example"},
+        {"Origin": "http://evil.example"},
+    ):
+        refused = api.post("/api/v1/keys", json=body, headers=headers)
+        assert refused.status_code == 403
+        assert "OVIS_REQUIRE_KEYS" in refused.json()["detail"]
+    port = api.base_url.port
+    for host in (f"localhost:{port}", f"[::1]:{port}"):
+        assert api.get("/api/v1/farm", headers={"Host": host, "Origin": f"http://{host}"}).is_success
+
+
 def test_without_postgres_every_door_says_so(settings: Settings) -> None:
     with serving(settings) as url, _postgres_away(settings):
         refused = httpx.get(f"{url}/api/v1/jobs", timeout=30)

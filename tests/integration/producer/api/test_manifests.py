@@ -205,3 +205,36 @@ def test_the_page_where_a_spreadsheet_is_handed_in_runs_its_own_script_alone(api
     assert "//" not in page.text.replace("<!doctype", "")
     assert api.get("/static/submit.js").status_code == 200
     assert '<a href="/submit">' in api.get("/").text
+
+
+def test_a_batch_of_more_jobs_than_may_be_is_refused_and_its_preview_too(
+    api: httpx.Client, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("producer.jobs.store.JOBS_MAX", 5)
+    monkeypatch.setattr("producer.api.manifests.JOBS_MAX", 5)
+    before = len(store.batches())
+    for path in (BATCHES, PREVIEW):
+        for seeds, status in ((5, 200), (6, 422)):
+            query = {"name": "many", "vary": f"seed=1..{seeds}"}
+            answer = api.post(path, params=query, content=b"prompt\na\n", headers=CSV)
+            if status == 422:
+                assert assert_problem(answer, 422)["type"].endswith(":too-many-jobs")
+                assert "several batches" in answer.json()["detail"]
+            else:
+                assert answer.is_success, answer.text
+    assert len(store.batches()) == before + 1
+
+
+def test_an_input_of_more_bad_lines_than_are_kept_is_refused(
+    api: httpx.Client, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    query = {"name": "bad", "partial": "true"}
+    body = b"prompt,width\na,64\nb,1\nc,1\nd,1\n"
+    before = len(store.batches())
+    for limit, most in (("REJECTIONS_MAX", 2), ("REJECTED_MAX_CHARACTERS", 50)):
+        with monkeypatch.context() as patched:
+            patched.setattr(f"producer.jobs.store.{limit}", most)
+            answer = api.post(BATCHES, params=query, content=body, headers=CSV)
+        assert assert_problem(answer, 422)["type"].endswith(":too-many-rejections")
+        assert "mend the file" in answer.json()["detail"]
+    assert len(store.batches()) == before

@@ -82,8 +82,8 @@ def test_the_table_mirrors_the_input_row_by_row(api: httpx.Client, hand: Farmhan
 
 
 def test_formulas_come_back_inert_and_numbers_as_numbers(api: httpx.Client, hand: Farmhand) -> None:
-    harmful = ["=CMD()", "+1+1", "-2+3", "@SUM(A1)", "\t=1", "\r=1", "＝1"]
-    harmless = ["-5", "+3.5", "-1e-5", "-1,5", "a=b", "'=x", 'say "hi"', "two\nlines", "a;=b", "", "007"]
+    harmful = ["=CMD()", "+1+1", "-2+3", "@SUM(A1)", "\tx=1", "\rx=1", "＝1"]
+    harmless = ["-5", "+3.5", "-1e-5", "-1,5", "a=b", "'=x", 'say "hi"', "two\nlines", "a;b=c", "", "007"]
     entries = [Entry(submission(), n, {"=cell": cell}) for n, cell in enumerate(harmful + harmless, start=1)]
     batch, _ = hand_in(hand, entries)
     rows = read_csv(api.get(results_path(batch)))
@@ -317,3 +317,13 @@ def test_a_batch_that_is_deleted_while_it_is_read_breaks_off(api: httpx.Client, 
     hand.store.delete_batch(batch.id)
     with pytest.raises(httpx.RemoteProtocolError):
         list(pieces)
+
+
+def test_more_columns_than_a_table_has_are_told(
+    api: httpx.Client, hand: Farmhand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch, _ = hand_in(hand, [Entry(submission(), n, {f"c{n}": "x"}) for n in range(1, 5)])
+    monkeypatch.setattr("producer.jobs.results.COLUMNS_MAX", 4)
+    assert len(read_csv(api.get(results_path(batch)))) == 4
+    monkeypatch.setattr("producer.jobs.results.COLUMNS_MAX", 3)
+    assert assert_problem(api.get(results_path(batch)), 422)["type"].endswith(":too-many-columns")

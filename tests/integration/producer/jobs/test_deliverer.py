@@ -20,7 +20,7 @@ from producer.jobs.deliverer import Deliverer
 from producer.jobs.errors import NotFound, TooManyWebhooks, WebhookDisabled
 from producer.jobs.settings import Durations
 from producer.jobs.store import Store
-from producer.jobs.webhooks import WEBHOOKS_MAX, Webhooks
+from producer.jobs.webhooks import WEBHOOKS_MAX, Attempt, Due, Webhooks
 from tests.farm import free_port
 from tests.waiting import until
 
@@ -281,6 +281,40 @@ def test_a_tenant_has_a_few_webhooks(store: Store) -> None:
     with pytest.raises(TooManyWebhooks):
         told(store, "https://example.com/", "acme")
     told(store, "https://example.com/", "other")
+
+
+def test_a_late_note_neither_revives_what_was_disabled_nor_undoes_a_resend(store: Store) -> None:
+    webhooks = Webhooks(store.database)
+    webhook, _ = told(store, "https://example.com/")
+    cancel_one(store)
+
+    def taken() -> Due:
+        (due,) = webhooks.take(most=1, most_each=1, busy={}, lease_s=60)
+        return due
+
+    first = taken()
+    webhooks.resend(webhook.id, first.id)
+    webhooks.note([Attempt(first.id, 204, None, None, first.attempts)])
+    again = the_delivery(store, webhook)
+    assert (again.attempts, again.delivered_at, again.next_at is not None) == (0, None, True)
+    second = taken()
+    webhooks.disable(webhook.id)
+    webhooks.note([Attempt(second.id, 500, "it answered 500", 5.0, second.attempts)])
+    ended = the_delivery(store, webhook)
+    assert (ended.next_at, ended.last_error) == (None, "it answered 500")
+
+
+def test_one_portion_is_pruned_a_round_so_that_deliveries_go_on(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = [3, 2, 1]
+    monkeypatch.setattr(Webhooks, "prune", lambda self: left.pop() if left else 0)
+    deliverer = Deliverer(store.database, QUICK, leads=lambda: True, private=True)
+    for more in (2, 1, 0):
+        deliverer._prune()
+        assert len(left) == more
+    deliverer._prune()
+    left.append(1)
+    deliverer._prune()
+    assert left == [1], "all was pruned: not before the next time"
 
 
 def test_deliveries_that_are_at_an_end_are_kept_for_some_days(store: Store) -> None:

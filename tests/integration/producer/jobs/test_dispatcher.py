@@ -566,3 +566,22 @@ def test_renewals_that_come_late_do_not_put_a_reclaim_off(store: Store, queue: Q
         time.sleep(1.5 * durations.leader_s)  # a busy machine
     dispatcher.turn()
     assert dispatcher.counts.reclaimed == 1
+
+
+def test_batches_that_could_not_be_counted_are_not_counted_again_at_once(
+    store: Store, queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def slow(holder: UUID) -> int:
+        asked.append(holder)
+        time.sleep(0.5)
+        raise Unavailable("Postgres", "canceling statement due to statement timeout")
+
+    monkeypatch.setattr(store, "finish_batches", slow)
+    dispatcher = Dispatcher(store, queue, FAST)
+    with pytest.raises(Unavailable):
+        dispatcher.turn()
+    dispatcher._renew_at = 0
+    dispatcher.turn()
+    assert asked == [dispatcher.id]

@@ -330,3 +330,17 @@ def test_a_tenant_steers_its_own_batch_and_finds_no_other(store: Store, worker: 
     assert [result.line for result in Results(theirs).of(batch.id)] == [1, 2]
     theirs.delete_batch(batch.id)
     assert len(store.deletions(after_s=0)) == 1
+
+
+def test_checkpoints_of_claims_that_a_drawn_job_lost_go_with_its_batch(store: Store, worker: UUID) -> None:
+    batch, (once, again) = submit_batch(store, 2)
+    for job in (once, again):
+        taken = claim(store, job, worker)
+        if job is again:
+            store.give_back(taken)
+            taken = claim(store, job, worker)
+        store.record(taken, IMAGE)
+    store.delete_batch(batch.id)
+    assert [prefixes for _, prefixes in store.deletions(after_s=0)] == [
+        [f"images/{batch.id}/", f"checkpoints/{again.id}/"]
+    ]

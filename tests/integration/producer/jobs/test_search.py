@@ -186,6 +186,15 @@ def test_long_prompts_go_in_and_are_found(store: Store, search: Search) -> None:
     assert prompts(search, prompt="ж") == []
 
 
+def test_long_prompts_whose_words_fill_rows_before_their_number_does_are_found_once_each(
+    store: Store, search: Search
+) -> None:
+    long = ["boat " + " ".join(f"{'ж' * 30}{n}x{place}" for place in range(120)) for n in range(60)]
+    found = list(reversed(submit(store, *long)))
+    assert sorted(prompts(search, limit=7, prompt="boat")) == sorted(found)
+    assert prompts(search, limit=100, prompt="boat") == list(reversed(found))
+
+
 @pytest.mark.parametrize("scope", [None, "a"])
 def test_each_filter_follows_an_index_also_where_a_tenant_sees_its_own_rows_alone(
     store: Store, scope: str | None

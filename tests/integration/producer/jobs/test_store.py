@@ -8,10 +8,22 @@ import pytest
 from sqlalchemy import text
 
 from pipeline.request import ImageFormat
-from producer.jobs.contract import Claim, Job, Message, Outcome, Priority, Recorded, State, Submission, SubmissionKey
+from producer.jobs.contract import (
+    Claim,
+    EventKind,
+    Job,
+    Message,
+    Outcome,
+    Priority,
+    Recorded,
+    State,
+    Submission,
+    SubmissionKey,
+)
 from producer.jobs.errors import IllegalTransition, KeyAtWork, KeyReused, LostClaim, NotFound, Unavailable
 from producer.jobs.settings import Settings
 from producer.jobs.store import Store
+from producer.jobs.webhooks import Webhooks
 
 IMAGE = Recorded(
     object_key="images/x/1.png", sha256="00" * 32, size_bytes=10, width_px=64, height_px=64, format=ImageFormat.PNG,
@@ -590,3 +602,66 @@ def test_a_worker_that_ends_gives_back_all_that_it_still_holds(store: Store, lea
     with pytest.raises(LostClaim):
         store.record(taken, IMAGE)
     assert store.give_back_all(me) == 0
+
+
+def test_a_webhook_that_is_being_deleted_keeps_no_image_from_being_recorded(store: Store, leader: UUID) -> None:
+    webhooks = Webhooks(store.database)
+    gone, _ = webhooks.create("default", "https://example.com/a", list(EventKind))
+    stays, _ = webhooks.create("default", "https://example.com/b", list(EventKind))
+    batch = store.submit_batch("b", [Submission(prompt="a")], max_failures=3)
+    taken = claim(store, store.batch_jobs(batch.id)[0], worker(store))
+    told = len(webhooks.deliveries(stays.id))
+    with store._begin() as deleting, ThreadPoolExecutor() as pool:
+        deleting.execute(text("DELETE FROM webhooks WHERE id = :id"), {"id": gone.id})
+        pool.submit(store.record, taken, IMAGE).result(5)
+        assert pool.submit(store.finish_batches, leader).result(5) == 1
+    assert store.job(taken.job_id).state is State.SUCCEEDED
+    assert len(webhooks.deliveries(stays.id)) == told + 2
+
+
+def test_the_jobs_of_a_batch_that_is_being_deleted_hold_up_no_others(store: Store, leader: UUID) -> None:
+    batch = store.submit_batch("b", [Submission(prompt="a")] * 3, max_failures=3)
+    other = submit(store)
+    with store._begin() as deleting, ThreadPoolExecutor() as pool:
+        deleting.execute(text("DELETE FROM batches WHERE id = :id"), {"id": batch.id})
+        assert pool.submit(next_messages, store, leader).result(5) == [Message(other.id, 1)]
+    assert published(store) == 1
+
+
+def test_a_key_gives_what_came_of_it_also_when_the_image_was_there_already(store: Store) -> None:
+    key = SubmissionKey("k", "f")
+    drawn = submit(store, seed=7)
+    store.record(claim(store, drawn, worker(store)), IMAGE)
+    same = Submission(prompt="a", seed=7)
+    assert store.submit(same, max_failures=3, key=key, deduplicate=True).id == drawn.id
+    assert store.submit(same, max_failures=3, key=key).id == drawn.id
+    with pytest.raises(KeyReused):
+        store.submit(same, max_failures=3, key=SubmissionKey("k", "g"), deduplicate=True)
+    before = store.submit(Submission(prompt="b"), max_failures=3, key=SubmissionKey("b", "f"))
+    with pytest.raises(KeyReused):
+        store.submit(same, max_failures=3, key=SubmissionKey("b", "g"), deduplicate=True)
+    assert store.submit(same, max_failures=3, key=SubmissionKey("b", "f"), deduplicate=True).id == before.id
+
+
+def test_the_same_key_makes_one_refused_batch(store: Store) -> None:
+    key = SubmissionKey("k", "f")
+    batch = store.refuse_batch("bad", [{"line": 1, "message": "no JSON"}], key=key)
+    assert store.refuse_batch("bad", [{"line": 1, "message": "no JSON"}], key=key) == batch
+    with pytest.raises(KeyReused):
+        store.submit_batch("b", [Submission(prompt="a")], max_failures=3, key=SubmissionKey("k", "g"))
+
+
+def test_a_batch_that_has_finished_is_not_cancelled_any_more(store: Store, leader: UUID) -> None:
+    batch = store.submit_batch("b", [Submission(prompt="a")] * 2, max_failures=3)
+    first, second = store.batch_jobs(batch.id)
+    store.cancel(first.id)
+    store.record(claim(store, second, worker(store)), IMAGE)
+    assert store.finish_batches(leader) == 1
+    assert store.cancel_batch(batch.id).cancelled_at is None
+
+
+def test_batches_of_many_jobs_are_finished_one_after_the_other(store: Store, leader: UUID) -> None:
+    for _ in range(3):
+        store.cancel_batch(store.submit_batch("b", [Submission(prompt="a")], max_failures=3).id)
+    sql(store, "UPDATE batches SET jobs = 150000")
+    assert [store.finish_batches(leader) for _ in range(4)] == [1, 1, 1, 0]

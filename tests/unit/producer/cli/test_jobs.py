@@ -1,7 +1,23 @@
 """What the commands of those who want images say."""
 
+import pytest
+from pydantic import SecretStr
+
 from producer.cli import jobs
 from producer.client import Farm, Worker
+from producer.jobs.errors import SettingsError
+from producer.jobs.settings import Settings
+
+
+@pytest.mark.parametrize("key", ["clé", "ovis_\udcff", "ovis_a\nb"])
+def test_a_key_that_no_header_can_hold_is_a_wrong_setting(key: str) -> None:
+    with pytest.raises(SettingsError, match="OVIS_API_KEY"):
+        jobs.client_of(Settings(api_key=SecretStr(key)))
+
+
+def test_the_farm_is_asked_with_the_key_of_the_settings() -> None:
+    with jobs.client_of(Settings(api_key=SecretStr("ovis_a"))) as client:
+        assert client._http.headers["Authorization"] == "Bearer ovis_a"
 
 
 def test_a_worker_that_draws_in_8_bits_says_so_in_the_farms_table() -> None:

@@ -54,3 +54,10 @@ def test_a_submission_of_which_nobody_knows_tells_the_key_to_ask_again_with(
 def test_options_of_manifests_do_not_go_with_a_prompt(option: dict[str, Any]) -> None:
     with pytest.raises(SettingsError, match="goes with a manifest: give --file"):
         submit("a boat", **option)
+
+
+@pytest.mark.parametrize("option", ["key", "tenant"])
+def test_what_the_terminal_gave_as_no_text_is_a_wrong_option(option: str) -> None:
+    options: dict[str, Any] = {option: "\udcff"}
+    with pytest.raises(SettingsError, match=f"--{option} is no UTF-8"):
+        submit("a boat", **options)

@@ -28,9 +28,9 @@ def test_neighbours_share_a_row_up_to_a_number_of_them_and_a_size() -> None:
         for position in range(TOGETHER + 1, TOGETHER + 4):
             rows.add(uuid4(), position, " ".join(f"{position}{'x' * 30}{n}" for n in range(2000)))
         lines = "".join(rows.chunks()).splitlines()
-    firsts = [int(line.split("\t")[3]) for line in lines]
-    assert firsts == [0, TOGETHER, TOGETHER + 3]
-    tenant, batch_id, job_id, _, words = lines[0].split("\t")
+    places = [tuple(map(int, line.split("\t")[3:5])) for line in lines]
+    assert places == [(0, TOGETHER - 1), (TOGETHER, TOGETHER + 2), (TOGETHER + 3, TOGETHER + 3)]
+    tenant, batch_id, job_id, _, _, words = lines[0].split("\t")
     assert (tenant, batch_id, job_id) == ("it's", str(batch), r"\N")
     assert {"'@it''s'", "'a'", "'red0'", "'red99'"} <= set(words.split(" "))
 
@@ -39,7 +39,7 @@ def test_a_job_alone_is_named_itself() -> None:
     job = uuid4()
     with WordRows("a", None) as rows:
         rows.add(job, 0, "a")
-        assert "".join(rows.chunks()).split("\t")[1:4] == [r"\N", str(job), "0"]
+        assert "".join(rows.chunks()).split("\t")[1:5] == [r"\N", str(job), "0", "0"]
 
 
 def test_nothing_submitted_makes_no_row() -> None:

@@ -2,6 +2,8 @@
 
 import csv
 import io
+import json
+import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,7 +12,9 @@ import pytest
 
 from producer.jobs.contract import Entry, Rejection
 from producer.manifest import PROBLEMS_MAX, ManifestError, ManifestKind, Reading, Recipe
-from producer.manifest.csv_rows import LINE_MAX_CHARACTERS
+from producer.manifest.csv_rows import LINE_MAX_CHARACTERS, ROW_MAX_LINES
+from producer.manifest.recipe import CHECKED_MAX_CHARACTERS, ROW_PROBLEMS_MAX
+from producer.manifest.record import Record
 
 
 def reading(text: str | bytes, kind: ManifestKind = ManifestKind.CSV, **options: Any) -> Reading:
@@ -272,18 +276,69 @@ def test_lines_are_counted_over_quoted_line_breaks(newline: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("text", "most"),
     [
-        "sku,prompt\nA,a\nB," + "b" * 10_000_000 + "\n",
-        'sku,prompt\nA,a\nB,"' + "b\n" * 5_000_000 + '"\n',
-        "sku,prompt\nA,a\nB," + "b" * 200_000 + ",c\n",
+        ("sku,prompt\nA,a\nB," + "b" * 10_000_000 + "\n", f"{csv.field_size_limit():,} characters"),
+        ('sku,prompt\nA,a\nB,"' + f"{'b' * 99}\n" * 100_000 + '"\n', f"{csv.field_size_limit():,} characters"),
+        ('sku,prompt\nA,a\nB,"' + "b\n" * 5_000_000 + '"\n', f"{ROW_MAX_LINES:,} lines"),
+        ("sku,prompt\nA,a\nB," + "b" * 200_000 + ",c\n", f"{csv.field_size_limit():,} characters"),
     ],
-    ids=["one line", "many lines", "in the middle"],
+    ids=["one line", "many lines", "many short lines", "in the middle"],
 )
-def test_a_cell_of_ten_megabytes_is_refused_by_row_and_column(text: str) -> None:
+def test_a_cell_of_ten_megabytes_is_refused_by_row_and_column(text: str, most: str) -> None:
     told = refusal(text, file_name="{sku}")
     assert told.startswith("line 3, column 'prompt'"), told[:200]
-    assert f"{csv.field_size_limit():,} characters" in told
+    assert most in told
+
+
+@pytest.mark.parametrize("cell", ['"\n",', f'"{"b" * 99_000}\n",'], ids=["lines", "characters"])
+def test_a_row_of_many_cells_over_many_lines_is_not_read_to_its_end(cell: str) -> None:
+    told = refusal("prompt,width\na,64\n" + cell * (20_000_000 // len(cell)))
+    assert told.startswith("line 3, column '"), told[:200]
+    assert f"more than {ROW_MAX_LINES:,} lines or {LINE_MAX_CHARACTERS:,} characters" in told
+
+
+def test_values_beyond_the_limit_are_not_expanded() -> None:
+    began = time.process_time()
+    with pytest.raises(ManifestError, match="seed: has more than 1,000 values"):
+        Recipe(vary=["seed=" + ",".join(f"{n}001..{n + 1}000" for n in range(1, 2_000))])
+    assert time.process_time() - began < 1
+    assert len(entries("prompt\na\n", vary=["seed=1..500,501..1000"])) == 1_000
+
+
+def test_a_template_is_not_filled_beyond_what_is_taken() -> None:
+    cell = "a" * 900_000
+    line = json.dumps({"a": cell})
+    tracemalloc.start()
+    try:
+        for option, field in (("template", "prompt"), ("file_name", "name")):
+            options = {"template": "{a}"} | {option: "{a}" * 2_000}
+            told = refusal(line, ManifestKind.JSONL, **options)
+            assert told.startswith("line 1, column 'prompt': has more than 8,000 characters") or field == "name", told
+        assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    finally:
+        tracemalloc.stop()
+    told = refusal('{"a": "' + "b" * 150 + '"}', ManifestKind.JSONL, template="{a}", file_name="{a}{a}")
+    assert told == "line 1, column 'name': has more than 200 characters as file_name makes it"
+
+
+def test_a_line_of_json_with_very_many_fields_is_refused_before_they_are_looked_at() -> None:
+    lines = "\n".join(json.dumps({f"promt{n}": 1 for n in range(60_000)}, separators=(",", ":")) for _ in range(3))
+    began = time.process_time()
+    told = refusal(lines, ManifestKind.JSONL)
+    assert told.startswith("line 1: has 60,000 fields: 700 are read at most"), told[:200]
+    assert time.process_time() - began < 2
+    found = reading(json.dumps({f"x{n}": n for n in range(600)}), ManifestKind.JSONL)
+    with pytest.raises(ManifestError):
+        list(found.entries())
+    assert found.count == ROW_PROBLEMS_MAX
+
+
+def test_few_names_of_columns_are_remembered() -> None:
+    recipe = Recipe(template="x")
+    for n in range(10):
+        recipe.entries(Record(1, {f"{n}" * 400_000: "a"}))
+    assert sum(len(column) for columns in recipe._checked for column in columns) <= CHECKED_MAX_CHARACTERS + 400_000
 
 
 def test_a_row_without_end_is_not_read_to_its_end() -> None:

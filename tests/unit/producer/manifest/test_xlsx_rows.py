@@ -135,15 +135,15 @@ def test_absurd_dimensions_are_refused(rows: str, told: str) -> None:
     assert told in refusal(with_sheet(rows))
 
 
-def with_shared(body: bytes, *texts: str) -> bytes:
+def with_shared(body: bytes, *texts: str, name: str = "xl/sharedStrings.xml") -> bytes:
     """The spreadsheet with a table of texts, as other programs write them."""
     items = "".join(f"<si><t>{text}</t></si>" for text in texts)
     with zipfile.ZipFile(io.BytesIO(body)) as archive:
         types = archive.read("[Content_Types].xml").decode()
     kind = "application/vnd.openxmlformats-officedocument.spreadsheetml.sharedStrings+xml"
-    part = f'<Override PartName="/xl/sharedStrings.xml" ContentType="{kind}"/></Types>'
+    part = f'<Override PartName="/{name}" ContentType="{kind}"/></Types>'
     body = rewritten(body, "[Content_Types].xml", types.replace("</Types>", part).encode())
-    return rewritten(body, "xl/sharedStrings.xml", sheet_of(items).replace(b"worksheet", b"sst"))
+    return rewritten(body, name, sheet_of(items).replace(b"worksheet", b"sst"))
 
 
 def test_texts_of_the_shared_table_are_read_and_a_long_one_is_refused_by_row_and_column() -> None:
@@ -164,3 +164,34 @@ def test_a_small_file_that_unpacks_to_much_is_refused_before_it_is_unpacked(
     body = rewritten(spreadsheet(("prompt",), ("a",)), part, b" " * 1_000_000)
     assert len(body) < 20_000
     assert f"{part} unpacks to 1,000,000 bytes" in refusal(body)
+
+
+def test_a_table_of_texts_is_limited_under_any_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    body = with_sheet('<sheetData><row><c t="s"><v>0</v></c></row><row><c t="s"><v>1</v></c></row></sheetData>')
+    body = with_shared(body, "prompt", "a" * 200_000, name="xl/s.bin")
+    assert "a cell has more than" in refusal(body)
+    monkeypatch.setattr(xlsx_rows, "TEXTS_MAX", 1)
+    assert "it holds more than 1 texts" in refusal(body)
+    monkeypatch.setattr(xlsx_rows, "STRINGS_MAX_BYTES", 100_000)
+    assert "xl/s.bin unpacks to 200," in refusal(body)
+
+
+def test_a_sheet_is_counted_under_any_name_of_xml_and_not_opened_under_another() -> None:
+    row = sheet_of('<sheetData><row r="2000000"><c t="str"><v>a</v></c></row></sheetData>')
+    for name, told in (("xl/other.xml", "a row has the number 2,000,000"), ("xl/s.png", "has no usual name")):
+        body = spreadsheet(("prompt",), ("a",))
+        with zipfile.ZipFile(io.BytesIO(body)) as archive:
+            links = archive.read("xl/_rels/workbook.xml.rels").decode()
+        links = links.replace("/xl/worksheets/sheet1.xml", f"/{name}")
+        assert name in links
+        assert told in refusal(rewritten(rewritten(body, "xl/_rels/workbook.xml.rels", links.encode()), name, row))
+
+
+def test_pictures_may_be_larger_than_what_is_read_but_all_together_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    body = rewritten(spreadsheet(("prompt",), ("a",)), "xl/media/image1.png", b"\0" * 5_000_000)
+    assert len(entries(body)) == 1
+    monkeypatch.setattr(xlsx_rows, "ALL_MAX_BYTES", 4_000_000)
+    assert "all of it unpacks to 5," in refusal(body)
+    monkeypatch.undo()
+    monkeypatch.setattr(xlsx_rows, "UNREAD_MAX_BYTES", 4_000_000)
+    assert "xl/media/image1.png unpacks to 5,000,000 bytes" in refusal(body)

@@ -11,6 +11,8 @@ from openai import OpenAI
 from producer.jobs.settings import Settings
 from producer.jobs.storage import Storage
 from tests.farm import Farmhand
+from tests.integration.producer.api.openai.conftest import batch_of, line
+from tests.integration.producer.api.openai.test_batches import completed
 
 FORM = {"Content-Type": "multipart/form-data; boundary=cut"}
 
@@ -82,6 +84,36 @@ def test_a_file_beyond_the_limit_is_refused_while_it_is_read(
         answer = api.post("/v1/files", files={"file": ("a", b"x" * size_bytes)}, data={"purpose": "batch"})
         assert (answer.status_code, answer.json()["error"]["code"]) == (413, "too_large")
     assert api.post("/v1/files", files={"file": ("a", b"x" * 1000)}, data={"purpose": "batch"}).status_code == 200
+
+
+@pytest.mark.parametrize("delivery", ["b64_json", "url"])
+def test_an_outputs_length_is_known_without_its_images(
+    client: OpenAI, api: httpx.Client, hand: Farmhand, delivery: str
+) -> None:
+    batch = batch_of(client, line("two", n=2, response_format=delivery), line("one", response_format=delivery))
+    for job in hand.store.batch_jobs(hand.store.batches()[0].id):
+        hand.succeed(job)
+    output = completed(client, batch.id).output_file_id
+    assert output is not None
+    said = client.files.retrieve(output).bytes
+    content = api.get(f"/v1/files/{output}/content")
+    assert said == len(content.content) > 0
+    assert content.headers["content-type"] == "application/jsonl"
+
+
+def test_what_goes_wrong_before_the_first_piece_is_no_half_file(
+    client: OpenAI, api: httpx.Client, hand: Farmhand
+) -> None:
+    batch = batch_of(client, line("one", response_format="b64_json"))
+    (job,) = hand.store.batch_jobs(hand.store.batches()[0].id)
+    hand.succeed(job)
+    output = completed(client, batch.id).output_file_id
+    key = hand.store.job(job.id).object_key
+    assert key is not None
+    hand.storage.delete([key])
+    refused = api.get(f"/v1/files/{output}/content")
+    assert refused.status_code == 404
+    assert "error" in refused.json()
 
 
 def test_an_object_is_read_piece_by_piece_and_one_that_is_gone_is_missed_at_once(

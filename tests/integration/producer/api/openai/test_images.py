@@ -104,7 +104,7 @@ REFUSED: list[tuple[dict[str, Any], str | None]] = [
     ({"output_format": "gif"}, "output_format"),
     ({"output_compression": 50}, None),
     ({"partial_images": 1}, None),
-    ({"quality": "hd"}, "quality"),
+    ({"quality": "best"}, "quality"),
     ({"style": "vivid"}, "style"),
     ({"background": "transparent"}, "background"),
     ({"extra_body": {"seed": -1}}, "seed"),
