@@ -21,7 +21,7 @@ from rich.console import Console
 
 from pipeline.errors import PipelineError
 from producer.cli import batches, farm, jobs, keys, results, roles, submit, webhooks
-from producer.client import ClientError, NotFound, ServerError, Unreachable
+from producer.client import ClientError, NotFound, ServerError, Unauthorized, Unreachable
 from producer.jobs import errors
 from producer.jobs.errors import FarmError, Unavailable
 from producer.jobs.settings import told
@@ -55,8 +55,9 @@ def main() -> NoReturn:
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
     except (FarmError, PipelineError, ClientError) as error:
-        hint = ": start a farm with `ovis-batch up`, or set OVIS_API_URL" if isinstance(error, Unreachable) else ""
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"ovis-batch: {told(error)}{hint}", markup=False)
+        Console(stderr=True, highlight=False, soft_wrap=True).print(
+            f"ovis-batch: {told(error)}{_hint(error)}", markup=False
+        )
         sys.exit(_exit_code(error))
     except typer.Exit as stop:
         sys.exit(stop.exit_code)
@@ -67,6 +68,12 @@ def main() -> NoReturn:
         show()
         sys.exit(EXIT_BAD_INPUT)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _hint(error: Exception) -> str:
+    if isinstance(error, Unreachable):
+        return ": start a farm with `ovis-batch up`, or set OVIS_API_URL"
+    return ": set OVIS_API_KEY to it" if isinstance(error, Unauthorized) else ""
 
 
 def _exit_code(error: Exception) -> int:
