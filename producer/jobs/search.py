@@ -1,4 +1,6 @@
-"""Jobs and batches found by what is known of them, a page at a time, in under 50 ms among ten million.
+"""Jobs and batches found by what is known of them, a page at a time.
+
+To be in under 50 ms among ten million jobs; what was measured, and what is known to be slower, stands in README.
 
 A page follows an index from its beginning to its end: one index for each state, whose heads are merged, so that no
 filter makes a query walk past rows of another state, tenant, batch or error. The next page begins behind the last row
@@ -31,7 +33,7 @@ Found = TypeVar("Found")
 
 NUMBER_MAX = 2**63 - 1
 NEAREST = 100
-"""Rows of ``prompt_words``, of up to 100 jobs each, that are searched without an index: 10 ms."""
+"""Rows of ``prompt_words``, of up to 100 jobs each, that are searched without an index."""
 
 
 class Sort(StrEnum):
