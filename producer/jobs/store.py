@@ -1175,12 +1175,17 @@ _LEADS = "EXISTS (SELECT 1 FROM leader WHERE holder = :holder AND expires_at > n
 # 50,000. So its jobs are looked up one by one, here and in the audit's statements.
 _WINDOW = text(
     """
+    WITH live AS (
+        SELECT id, capacity FROM workers
+        WHERE stopped_at IS NULL AND heartbeat_at > now() - make_interval(secs => :lease)
+    )
     SELECT (SELECT jsonb_object_agg(priority, n)
             FROM (SELECT (SELECT priority FROM jobs WHERE jobs.id = job_id) AS priority, count(*) AS n
                   FROM messages GROUP BY 1) AS waiting) AS published,
-           count(*) AS workers,
-           greatest(0, coalesce(sum(capacity), 0) - (SELECT count(*) FROM jobs WHERE state = 'running'))::int AS free
-    FROM workers WHERE stopped_at IS NULL AND heartbeat_at > now() - make_interval(secs => :lease)
+           (SELECT count(*) FROM live) AS workers,
+           greatest(0, (SELECT coalesce(sum(capacity), 0) FROM live)
+                       - (SELECT count(*) FROM jobs WHERE state = 'running' AND worker_id IN (SELECT id FROM live))
+           )::int AS free
     """
 )
 

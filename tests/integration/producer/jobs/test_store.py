@@ -427,6 +427,15 @@ def test_a_claim_takes_its_message_out_of_the_window(store: Store, leader: UUID)
     assert published(store) == 0
 
 
+def test_what_a_dead_worker_holds_takes_no_place_of_those_that_live(store: Store, leader: UUID) -> None:
+    dead, _ = worker(store), worker(store)
+    both = store.window(lease_s=60)
+    claim(store, submit(store), dead)
+    assert store.window(lease_s=60).free == both.free - 1
+    store.farewell(dead)
+    assert (store.window(lease_s=60).workers, store.window(lease_s=60).free) == (1, both.free // 2)
+
+
 def test_a_cancelled_job_never_leaves_the_table(store: Store, leader: UUID) -> None:
     job = submit(store)
     next_messages(store, leader)
