@@ -1,9 +1,9 @@
 """The words of prompts, gathered so that a text can be found among ten million prompts.
 
 Neighbouring prompts of one submission share a row of ``prompt_words``, since those of a bulk submission have most of
-their words in common, and a row of ``jobs`` changes too often to carry such an index itself: one of trigrams, or of each
-prompt's own words, took about as long as all else of a submission of 50,000. So the index tells which neighbours hold
-the words, and ``search`` looks at each of these prompts.
+their words in common, and a row of ``jobs`` changes too often to carry such an index itself: one of trigrams, or of
+each prompt's own words, took about as long as all else of a submission of 50,000. So the index tells which neighbours
+hold the words, and ``search`` looks at each of these prompts.
 
 A word is a run of letters and digits, without case; of Chinese, Japanese and Korean each character is one.
 """
