@@ -230,22 +230,6 @@ class Store:
             rows = connection.execute(statement, {"ids": list(job_ids)})
             return {row.id: Standing(State(row.state), row.preview_key) for row in rows}
 
-    def jobs(
-        self, *, state: State | None = None, limit: int = 100, before: int | None = None
-    ) -> tuple[list[Job], int | None]:
-        """The newest jobs first, and where the next page starts (``before``), None at the end."""
-        statement = text(
-            f"""
-            SELECT {JOB_COLUMNS}, seq FROM jobs
-            WHERE (CAST(:state AS text) IS NULL OR state = :state)
-              AND (CAST(:before AS bigint) IS NULL OR seq < :before)
-            ORDER BY seq DESC LIMIT :limit
-            """
-        )
-        with self._begin() as connection:
-            rows = connection.execute(statement, {"state": state, "before": before, "limit": limit}).mappings().all()
-        return [job_of(row) for row in rows], rows[-1]["seq"] if len(rows) == limit else None
-
     def batch(self, batch_id: UUID) -> Batch:
         """Raises: NotFound."""
         with self._begin() as connection:

@@ -90,7 +90,7 @@ def test_jobs_that_wait_while_the_farm_gets_lanes_keep_their_place(url: str) -> 
     engine.dispose()
     schema.upgrade(url)
     store = Store.at(url)
-    jobs, _ = store.jobs()
+    jobs = Search(store.database).jobs().found
     holder = uuid4()
     assert store.lead(holder, leader_s=60)
     lanes = store.lanes()

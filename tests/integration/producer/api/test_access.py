@@ -19,6 +19,7 @@ from producer.api.access import COOKIE
 from producer.jobs.contract import Scope, Submission
 from producer.jobs.errors import SettingsError
 from producer.jobs.keys import Key, Keys, new_key
+from producer.jobs.search import Search
 from producer.jobs.settings import Settings
 from producer.jobs.store import Store
 from tests.farm import Farmhand, environment, free_port, serving
@@ -337,7 +338,7 @@ def test_a_person_logs_in_sees_the_own_farm_and_logs_out(
         store.submit_batch(
             f"boats of {tenant}", [Submission(prompt="a boat", width=64, height=64)], max_failures=3, tenant=tenant
         )
-    job = next(job for job in store.jobs()[0] if job.tenant == "acme")
+    job = next(job for job in Search(store.database).jobs().found if job.tenant == "acme")
     hand.beat()
     body = hand.succeed(job)
     _, key = Keys(store.database).create("acme", "browser", [Scope.READ, Scope.SUBMIT])

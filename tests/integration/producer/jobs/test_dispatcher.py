@@ -25,6 +25,7 @@ from producer.jobs.contract import DEFAULT_TENANT, QUEUE, Message, Outgoing, Pri
 from producer.jobs.dispatcher import MOST_WAITING, Dispatcher, Losses, Throughput
 from producer.jobs.errors import SchemaMismatch, Unavailable
 from producer.jobs.queue import Queue
+from producer.jobs.search import Search
 from producer.jobs.settings import Durations, Settings
 from producer.jobs.storage import Storage, checkpoint_key
 from producer.jobs.store import Store
@@ -520,7 +521,7 @@ def migrate_ahead(settings: Settings) -> None:
 
 def test_the_jobs_of_a_silent_worker_are_taken_back_after_a_lease(store: Store, queue: Queue) -> None:
     (task_id,) = submit(store)
-    job = store.jobs()[0][0]
+    job = Search(store.database).jobs().found[0]
     worker = uuid4()
     row = {"host": "h", "pid": 1, "device": "cpu", "model": "m", "revision": "r", "version": "0", "capacity": 1}
     store.beat(worker, row, "[]")
@@ -558,7 +559,7 @@ def test_renewals_that_come_late_do_not_put_a_reclaim_off(store: Store, queue: Q
     durations = Durations(scale=0.1)
     submit(store)
     dead = uuid4()
-    (job,) = store.jobs()[0]
+    (job,) = Search(store.database).jobs().found
     assert store.claim(Message(job.id, 1), dead) is not None, "by a worker of which no heartbeat ever came"
     dispatcher = Dispatcher(store, queue, durations)
     for _ in range(4):

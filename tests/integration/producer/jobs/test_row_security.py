@@ -15,6 +15,7 @@ from producer.jobs import schema
 from producer.jobs.contract import Entry, Message, Priority, Rejection, State, Submission, SubmissionKey
 from producer.jobs.errors import NotFound
 from producer.jobs.postgres import ROLE, Database
+from producer.jobs.search import Search
 from producer.jobs.settings import Settings
 from producer.jobs.store import Store
 from tests.conftest import database_url
@@ -261,7 +262,7 @@ def test_nothing_is_submitted_for_another_tenant(store: Store) -> None:
     ):
         with pytest.raises(ProgrammingError, match="row-level security"):
             submit()
-    assert store.jobs() == ([], None)
+    assert Search(store.database).jobs().found == []
 
 
 def test_a_database_user_who_is_no_administrator_is_enough(servers: Settings) -> None:

@@ -10,6 +10,7 @@ import pytest
 from openai import OpenAI
 
 from producer.jobs.contract import Job, Rejection, Submission
+from producer.jobs.search import Search
 from producer.jobs.settings import Settings
 from tests.farm import Farmhand
 from tests.integration.producer.api.openai.conftest import ENDPOINT, batch_of, line, read
@@ -60,7 +61,7 @@ def test_each_fault_of_an_input_is_named_with_its_line_and_nothing_is_drawn(clie
         (10, "invalid_custom_id", "custom_id"),
         (11, "unknown_parameter", "nul\\x00"),
     ]
-    assert hand.store.jobs()[0] == []
+    assert Search(hand.store.database).jobs().found == []
 
 
 def test_an_input_without_a_line_or_with_too_many_is_refused(client: OpenAI) -> None:

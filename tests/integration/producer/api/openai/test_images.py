@@ -10,6 +10,7 @@ import pytest
 from openai import OpenAI
 
 from producer.jobs.contract import Job, Priority
+from producer.jobs.search import Search
 from producer.jobs.settings import Settings
 from tests.farm import Farmhand
 from tests.waiting import until
@@ -25,8 +26,8 @@ class Drawer(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        until(lambda: len(self.hand.store.jobs()[0]) >= self.before + self.count)
-        self.seen = self.hand.store.jobs()[0][: self.count]
+        until(lambda: len(Search(self.hand.store.database).jobs().found) >= self.before + self.count)
+        self.seen = Search(self.hand.store.database).jobs().found[: self.count]
         for job in self.seen:
             if self.how == "succeed":
                 self.hand.succeed(job)
@@ -58,13 +59,13 @@ def test_a_job_without_an_image_is_an_error_and_is_not_asked_for_again(client: O
         with pytest.raises(error, match=words):
             client.images.generate(prompt="a", size="64x64", n=2)
         drawer.join()
-        assert len(hand.store.jobs()[0]) == 2 * number
+        assert len(Search(hand.store.database).jobs().found) == 2 * number
 
 
 def test_waiting_ends_at_its_limit_and_the_job_goes_on(client: OpenAI, hand: Farmhand) -> None:
     with pytest.raises(openai.InternalServerError) as late:
         client.images.generate(prompt="a", size="64x64")
-    (job,) = hand.store.jobs()[0]
+    (job,) = Search(hand.store.database).jobs().found
     assert late.value.status_code == 504
     assert str(job.id) in late.value.message
     assert job.state == "queued"
@@ -82,8 +83,8 @@ def test_a_streamed_failure_is_an_error_of_the_package(client: OpenAI, hand: Far
 
 def test_previews_are_streamed_as_partial_images(client: OpenAI, hand: Farmhand, settings: Settings) -> None:
     stream = client.images.generate(prompt="a", size="64x64", stream=True, partial_images=2)
-    until(lambda: hand.store.jobs()[0])
-    (job,) = hand.store.jobs()[0]
+    until(lambda: Search(hand.store.database).jobs().found)
+    (job,) = Search(hand.store.database).jobs().found
     hand.storage.put("previews/first", b"first", "image/jpeg")
     with hand.store.database.begin() as connection:
         connection.exec_driver_sql("UPDATE jobs SET preview_key = 'previews/first'")
@@ -118,7 +119,7 @@ def test_what_cannot_be_drawn_is_refused_by_the_name_of_the_field(client: OpenAI
         with pytest.raises(openai.BadRequestError) as refused:
             client.images.generate(**{"prompt": "a"} | asked)
         assert (refused.value.param, refused.value.code) == (param, "invalid_value"), asked
-    assert hand.store.jobs()[0] == []
+    assert Search(hand.store.database).jobs().found == []
 
 
 def test_no_rubbish_ends_in_an_error_of_the_server(api: httpx.Client) -> None:
@@ -136,7 +137,7 @@ def test_the_same_key_draws_once(client: OpenAI, hand: Farmhand) -> None:
     asked: dict[str, Any] = {"prompt": "a", "size": "64x64", "extra_headers": {"Idempotency-Key": "tea"}}
     first, second = client.images.generate(**asked), client.images.generate(**asked)
     drawer.join()
-    assert len(hand.store.jobs()[0]) == 1
+    assert len(Search(hand.store.database).jobs().found) == 1
     assert (first.data is not None, second.data is not None) == (True, True)
     with pytest.raises(openai.UnprocessableEntityError):
         client.images.generate(**asked | {"prompt": "b"})
