@@ -325,6 +325,7 @@ class Batch(BaseModel):
     metadata: dict[str, str]
     refused: list[dict[str, Any]] = Field(description="Why the whole input was refused, line by line; then no job is.")
     jobs: int
+    lines: int = Field(description="Of the input that became jobs; one that asks for several images is several jobs.")
     rejected: int = Field(description="Lines of the input that became no job.")
     counts: dict[State, int]
 

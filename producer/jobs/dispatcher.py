@@ -32,6 +32,7 @@ from producer.jobs.limits import room_to_draw
 from producer.jobs.queue import Queue
 from producer.jobs.settings import Durations
 from producer.jobs.store import Listener, Store
+from producer.jobs.tallies import fold
 
 log = logging.getLogger(__name__)
 
@@ -137,10 +138,12 @@ class Dispatcher:
             self._reclaim()
 
     def _finish_batches(self) -> None:
-        """Each open batch is looked at, of thousands perhaps: so seldom that it takes a small part of the time."""
+        """Each open batch is looked at, of thousands perhaps, and each tally: so seldom that it takes a small part of
+        the time."""
         began = time.monotonic()
         try:
             self._store.finish_batches(self.id)
+            fold(self._store.database)
         finally:
             ended = time.monotonic()
             self._finish_at = ended + 20 * (ended - began)

@@ -66,7 +66,7 @@ def _estimate(work: float, now: Any) -> Estimate:
 _NOW = text(
     """
     SELECT now() AS at, live.workers, live.speed,
-           (SELECT coalesce(sum(work), 0) FROM jobs
+           (SELECT greatest(0, coalesce(sum(work), 0)) FROM tallies
             WHERE state IN ('queued', 'running')
               AND (batch_id IS NULL OR batch_id NOT IN (SELECT id FROM batches WHERE paused))) AS backlog
     FROM (SELECT count(*) AS workers, avg(speed) FILTER (WHERE speed > 0) AS speed FROM workers

@@ -91,8 +91,8 @@ _COUNT = text(
 _LEFT = text(
     """
     SELECT max_queued, CASE WHEN max_queued IS NOT NULL THEN max_queued - (
-               SELECT count(*) FROM lanes JOIN jobs ON jobs.lane_id = lanes.id
-               WHERE lanes.tenant = :tenant AND lanes.open AND jobs.state = 'queued') END AS queued_left,
+               SELECT coalesce(sum(jobs), 0) FROM tallies WHERE tenant = :tenant AND state = 'queued')
+               END AS queued_left,
            max_a_day, CAST(max_a_day - day.jobs AS bigint) AS day_left,
            greatest(1, ceil(extract(epoch FROM day.first + interval '1 day' - now())))::int AS day_retry_s
     FROM tenants, LATERAL (

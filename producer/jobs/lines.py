@@ -1,11 +1,12 @@
 """The lines of a batch's input, counted by how they ended: one that asks for several images has several jobs."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import NamedTuple
 from uuid import UUID
 
 from sqlalchemy import text
 
+from producer.jobs.contract import Batch, State
 from producer.jobs.postgres import Database
 
 
@@ -23,11 +24,20 @@ class Lines:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def counts(self, batch_ids: Iterable[UUID]) -> dict[UUID, LineCounts]:
-        """Of these batches; one that has no job is left out."""
-        with self._database.single() as connection:
-            rows = connection.execute(_COUNTS, {"batches": list(batch_ids)})
-            return {row.batch_id: LineCounts(row.lines, row.completed, row.failed) for row in rows}
+    def counts(self, batches: Sequence[Batch]) -> dict[UUID, LineCounts]:
+        """Of each of these. Only where lines asked for several images must jobs be looked at."""
+        found = {batch.id: _of_single_images(batch) for batch in batches}
+        several = [batch.id for batch in batches if batch.lines < batch.jobs]
+        if several:
+            with self._database.single() as connection:
+                for row in connection.execute(_COUNTS, {"batches": several}):
+                    found[row.batch_id] = LineCounts(row.lines, row.completed, row.failed)
+        return found
+
+
+def _of_single_images(batch: Batch) -> LineCounts:
+    good = batch.counts[State.SUCCEEDED]
+    return LineCounts(batch.jobs, good, batch.finished - good)
 
 
 _COUNTS = text(

@@ -67,6 +67,7 @@ from producer.jobs.limits import Allowance
 from producer.jobs.postgres import Database, as_owner, reaching
 from producer.jobs.prompt_words import WordRows
 from producer.jobs.table import jobs as jobs_table
+from producer.jobs.tallies import BATCH_COUNTS, BATCH_OPEN, FARM_COUNTS
 
 CHANNEL = "ovis_jobs"
 """Notified by every commit that queues a job."""
@@ -76,8 +77,6 @@ REJECTIONS_MAX = 100_000
 """Lines of one input that became no job. They are held in memory."""
 REJECTED_MAX_CHARACTERS = 200_000_000
 """Of all that those lines held."""
-COUNTED_AT_ONCE = 200_000
-"""Jobs of batches that are finished together: the dispatcher does nothing else meanwhile."""
 
 
 class Store:
@@ -179,9 +178,10 @@ class Store:
                 good = _good(entries, rejections)
                 if not deduplicate:  # else nobody knows yet how many will wait
                     good = allowance.within(good)
-                count = _copy_jobs(connection, _Destination(tenant, batch_id, lanes, max_failures), good)
+                count, lines = _copy_jobs(connection, _Destination(tenant, batch_id, lanes, max_failures), good)
                 _insert_rejections(connection, tenant, batch_id, rejections)
-                connection.execute(_COMPLETE_BATCH, {"id": batch_id, "jobs": count, "rejected": len(rejections)})
+                counts = {"jobs": count, "lines": lines, "rejected": len(rejections)}
+                connection.execute(_COMPLETE_BATCH, {"id": batch_id, **counts})
                 if deduplicate:
                     connection.execute(_SHARE_DRAWN, {"batch": batch_id, "tenant": tenant})
                 allowance.settle(count)
@@ -306,10 +306,9 @@ class Store:
             workers = [dict(worker) for worker in connection.execute(_WORKERS, {"lease": lease_s}).mappings()]
             if self.database.tenant is not None:
                 _keep_own_drawing(connection, workers)
-        counts = row["counts"] or {}
         return Farm(
             at=row["at"],
-            counts={state: counts.get(state.value, 0) for state in State},
+            counts={state: row["counts"].get(state.value, 0) for state in State},
             oldest_queued_s=row["oldest_queued_s"],
             images_last_minute=row["images_last_minute"],
             published=row["published"],
@@ -784,9 +783,11 @@ def _copy_jobs(
     to: _Destination,
     entries: Iterable[Submission | Entry],
     ids: Sequence[UUID] | None = None,
-) -> int:
-    """Insert the jobs through COPY, the fastest way in; returns how many there were. Raises: TooManyJobs."""
-    count = 0
+) -> tuple[int, int]:
+    """Insert the jobs through COPY, the fastest way in; returns how many there were, and of how many lines. Those of
+    one line come together. Raises: TooManyJobs."""
+    count = lines = 0
+    last_line = None
     with WordRows(to.tenant, to.batch_id) as words, as_owner(connection):
         with connection.connection.cursor().copy(_COPY_JOBS) as copy:
             for count, entry in enumerate(entries, start=1):
@@ -795,6 +796,8 @@ def _copy_jobs(
                 submission, line, source = (
                     (entry.submission, entry.line, entry.source) if isinstance(entry, Entry) else (entry, None, None)
                 )
+                if line is None or line != last_line:
+                    lines, last_line = lines + 1, line
                 job_id = ids[count - 1] if ids else uuid4()
                 request = submission.request()
                 request_json = request.model_dump_json()
@@ -820,7 +823,7 @@ def _copy_jobs(
         with connection.connection.cursor().copy(prompt_words.COPY) as copy:
             for chunk in words.chunks():
                 copy.write(chunk)
-    return count
+    return count, lines
 
 
 _COPY_JOBS = """
@@ -880,7 +883,7 @@ _SHARE_DRAWN = text(
     """
 )
 
-_COMPLETE_BATCH = text("UPDATE batches SET jobs = :jobs, rejected = :rejected WHERE id = :id")
+_COMPLETE_BATCH = text("UPDATE batches SET jobs = :jobs, lines = :lines, rejected = :rejected WHERE id = :id")
 
 # Until the end of the transaction. By a hash: that two keys share one costs the later of them a second question.
 _LOCK_KEY = text("SELECT pg_try_advisory_xact_lock(hashtextextended(:key, hashtextextended(:tenant, 0)))")
@@ -920,18 +923,11 @@ def job_of(row: Any) -> Job:
     return Job.model_validate({**row, "priority": Priority.of_rank(row["priority"])})
 
 
-_COUNTS = """
-    (SELECT coalesce(jsonb_object_agg(state, n), '{}')
-     FROM (SELECT state, count(*) AS n FROM jobs WHERE batch_id = b.id GROUP BY state) AS s)
-"""
-"""The jobs of batch ``b`` by state, counted now: once it is finished, nothing changes them but a retry."""
-
-
 def batches_where(connection: Connection, which: str, values: dict[str, Any]) -> list[Batch]:
     statement = text(
         f"""
         SELECT b.id, b.tenant, b.name, b.weight, b.created_at, b.paused, b.cancelled_at, b.finished_at, b.file_id,
-               b.metadata, b.refused, b.jobs, b.rejected, coalesce(b.counts, {_COUNTS}) AS counts
+               b.metadata, b.refused, b.jobs, b.lines, b.rejected, {BATCH_COUNTS} AS counts
         FROM batches b {which}
         """
     )
@@ -939,10 +935,8 @@ def batches_where(connection: Connection, which: str, values: dict[str, Any]) ->
 
 
 _FARM = text(
-    """
-    SELECT now() AS at,
-           (SELECT jsonb_object_agg(state, n)
-            FROM (SELECT state, count(*) AS n FROM jobs GROUP BY state) AS s) AS counts,
+    f"""
+    SELECT now() AS at, {FARM_COUNTS} AS counts,
            (SELECT extract(epoch FROM now() - min(created_at))::float
             FROM jobs WHERE state = 'queued') AS oldest_queued_s,
            (SELECT count(*) FROM jobs WHERE state = 'succeeded' AND finished_at > now() - interval '1 minute')
@@ -988,7 +982,7 @@ _RETRY = text(
         WHERE (id = :job OR batch_id = :batch) AND state = ANY(:states)
         RETURNING lane_id, batch_id
     ), unfinished AS (
-        UPDATE batches SET finished_at = NULL, cancelled_at = NULL, counts = NULL
+        UPDATE batches SET finished_at = NULL, cancelled_at = NULL
         WHERE id IN (SELECT batch_id FROM again)
     )
     UPDATE lanes SET open = true WHERE id IN (SELECT lane_id FROM again)
@@ -1232,30 +1226,16 @@ _REOPEN_LANES = text(
     """
 )
 
-# A batch's lanes are looked up one by one: a join could be planned as a scan of all that waits. A few at a time are
-# finished, since the jobs of each are counted then.
-_OPEN = """
-    coalesce((SELECT true FROM lanes JOIN jobs ON jobs.lane_id = lanes.id
-              WHERE lanes.batch_id = b.id AND jobs.state IN ('queued', 'running') LIMIT 1), false)
-"""
-
 _LOCK_ENDED_BATCHES = text(
     f"""
-    SELECT id FROM batches WHERE finished_at IS NULL AND id IN (
-        SELECT id FROM (
-            SELECT id, jobs, sum(jobs) OVER (ORDER BY id) AS total
-            FROM (SELECT id, jobs FROM batches b WHERE finished_at IS NULL AND NOT {_OPEN} AND {_LEADS} LIMIT 100) AS b
-        ) AS ended
-        WHERE total <= {COUNTED_AT_ONCE} OR total = jobs)
-    FOR NO KEY UPDATE SKIP LOCKED
+    SELECT id FROM batches b WHERE finished_at IS NULL AND NOT {BATCH_OPEN} AND {_LEADS} FOR NO KEY UPDATE SKIP LOCKED
     """
 )
 
 _FINISH_BATCHES = text(
     f"""
-    UPDATE batches b SET finished_at = coalesce((SELECT max(finished_at) FROM jobs WHERE batch_id = b.id), now()),
-                         counts = {_COUNTS}
-    WHERE id = ANY(:ids) AND finished_at IS NULL AND NOT {_OPEN}
+    UPDATE batches b SET finished_at = coalesce((SELECT max(at) FROM tallies WHERE batch_id = b.id), now())
+    WHERE id = ANY(:ids) AND finished_at IS NULL AND NOT {BATCH_OPEN}
     """
 )
 

@@ -70,6 +70,13 @@ batches = Table(
         comment="Set in the submitting transaction; never changes.",
     ),
     Column(
+        "lines",
+        Integer,
+        nullable=False,
+        server_default=text("0"),
+        comment="Of the input that became jobs; set in the submitting transaction; never changes.",
+    ),
+    Column(
         "rejected",
         Integer,
         nullable=False,
@@ -100,7 +107,6 @@ batches = Table(
     ),
     _time("cancelled_at", "Set by a person's cancel; cleared by a retry."),
     _time("finished_at", "Set by the leader when nothing of it is queued or running; cleared by a retry."),
-    Column("counts", JSONB, comment="Its jobs by state, once it is finished; set and cleared with finished_at."),
     _time("created_at", "Submission; never changes.", nullable=False, server_default=func.now()),
     Index("batches_created", "created_at"),
     Index("batches_submitted_by", "tenant", "created_at", "id"),
@@ -465,6 +471,26 @@ files = Table(
     _time("created_at", "Upload; never changes.", nullable=False, server_default=func.now()),
     Index("files_tenant", "tenant", "created_at"),
     comment="Uploaded inputs of batches.",
+)
+
+tallies = Table(
+    "tallies",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True, comment="Never changes."),
+    Column("tenant", Text, nullable=False, comment="Whose jobs; never changes."),
+    Column("batch_id", Uuid, comment="NULL: those submitted alone; never changes."),
+    Column("state", Text, nullable=False, comment="contract.State; never changes."),
+    Column(
+        "jobs",
+        Integer,
+        nullable=False,
+        comment="That came into the state, less those that left it; never changes.",
+    ),
+    Column("work", Double, nullable=False, comment="Of these jobs, in megapixel-steps; never changes."),
+    _time("at", "When the last of them did; never changes.", nullable=False, server_default=func.now()),
+    Index("tallies_batch", "batch_id"),
+    Index("tallies_tenant", "tenant"),
+    comment="Jobs by state: how many are in it is the sum of the rows. Triggers write them, the leader adds up.",
 )
 
 events = Table(

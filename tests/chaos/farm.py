@@ -27,6 +27,7 @@ from tests.chaos.nursery import Member, Nursery
 from tests.chaos.proxy import Proxy
 from tests.chaos.servers import Servers
 from tests.farm import environment
+from tests.miscounted import MISCOUNTED
 from tests.waiting import until
 
 SIDE_PX = 64
@@ -334,6 +335,7 @@ class Farm:
         rows = {row["id"]: row for row in self.rows(f"SELECT {columns} FROM jobs")}
         twice = self.rows("SELECT job_id, count(*) AS n FROM claims WHERE outcome = 'succeeded' GROUP BY job_id")
         findings = compare(self.ledger, rows, {row["job_id"]: row["n"] for row in twice}, self.storage)
+        findings.other += [f"the tally is not the count: {row}" for row in self.rows(MISCOUNTED)]
         return findings, self.steps_wasted()
 
     def _stop_all(self) -> None:

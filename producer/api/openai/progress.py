@@ -70,8 +70,8 @@ class Progress(BaseModel):
 
 def progress_of(batches: Sequence[contract.Batch], here: Services) -> list[Progress]:
     """Each of them, counted in lines."""
-    counts = Lines(here.database).counts([batch.id for batch in batches])
-    return [_progress(batch, counts.get(batch.id, LineCounts())) for batch in batches]
+    counts = Lines(here.database).counts(batches)
+    return [_progress(batch, counts[batch.id]) for batch in batches]
 
 
 def _progress(batch: contract.Batch, lines: LineCounts) -> Progress:

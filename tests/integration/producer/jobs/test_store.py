@@ -660,10 +660,3 @@ def test_a_batch_that_has_finished_is_not_cancelled_any_more(store: Store, leade
     store.record(claim(store, second, worker(store)), IMAGE)
     assert store.finish_batches(leader) == 1
     assert store.cancel_batch(batch.id).cancelled_at is None
-
-
-def test_batches_of_many_jobs_are_finished_one_after_the_other(store: Store, leader: UUID) -> None:
-    for _ in range(3):
-        store.cancel_batch(store.submit_batch("b", [Submission(prompt="a")], max_failures=3).id)
-    sql(store, "UPDATE batches SET jobs = 150000")
-    assert [store.finish_batches(leader) for _ in range(4)] == [1, 1, 1, 0]

@@ -39,6 +39,8 @@ from producer.jobs.contract import (
 from producer.jobs.errors import IllegalTransition, KeyReused, LostClaim
 from producer.jobs.storage import checkpoint_key, object_key
 from producer.jobs.store import Store
+from producer.jobs.tallies import fold
+from tests.miscounted import MISCOUNTED
 
 TENANTS = ("default", "another")
 WORKERS = tuple(UUID(int=n) for n in (1, 2))
@@ -50,7 +52,7 @@ COLUMNS = (
 )
 A_CLAIM = st.tuples(st.integers(0, 4), st.integers(0, 50))
 """Picks one of those given: one time in five any, however old, else one that still holds if there is one."""
-TABLES = "jobs, batches, lanes, tenants, submissions, claims, messages, workers, leader"
+TABLES = "jobs, batches, tallies, lanes, tenants, submissions, claims, messages, workers, leader"
 
 
 @dataclass(frozen=True)
@@ -329,6 +331,10 @@ class StoreMachine(RuleBasedStateMachine):
         return multiple(*(one.message for one in overdue))
 
     @rule()
+    def fold_tallies(self) -> None:
+        fold(self.store.database)
+
+    @rule()
     def close_lanes(self) -> None:
         self.store.close_lanes(self.leader, [lane.id for lane in self.store.lanes()])
 
@@ -409,6 +415,10 @@ class StoreMachine(RuleBasedStateMachine):
     def messages_are_for_queued_jobs(self) -> None:
         rows = self._rows("SELECT messages.job_id, messages.claim FROM messages")
         assert {Message(row["job_id"], row["claim"]) for row in rows} == self.window
+
+    @invariant()
+    def the_tallies_are_what_a_count_finds(self) -> None:
+        assert not self._rows(MISCOUNTED)
 
     def _beat(self, worker_id: UUID) -> None:
         row = {"host": "h", "pid": 1, "device": "cpu", "model": "m", "revision": "r", "version": "0", "capacity": 1}

@@ -1,0 +1,115 @@
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import ProgrammingError
+
+from producer.jobs.contract import Entry, State, Submission
+from producer.jobs.lines import LineCounts, Lines
+from producer.jobs.postgres import Database
+from producer.jobs.store import Store
+from producer.jobs.tallies import FOLD, fold
+from tests.miscounted import MISCOUNTED
+from tests.waiting import until
+
+A, B = Submission(prompt="a"), Submission(prompt="b", steps=20)
+
+
+def rows(database: Database, statement: str) -> Sequence[Any]:
+    with database.begin() as connection:
+        return connection.execute(text(statement)).all()
+
+
+def tallies(store: Store) -> int:
+    return len(rows(store.database, "SELECT FROM tallies"))
+
+
+def test_folding_leaves_one_row_a_batch_and_state_and_changes_no_sum(store: Store) -> None:
+    batch = store.submit_batch("b", [A, B, A], max_failures=3)
+    for job in store.batch_jobs(batch.id)[:2]:
+        store.cancel(job.id)
+    before, farm = store.batch(batch.id), store.farm(lease_s=10).counts
+    assert before.counts == {**dict.fromkeys(State, 0), State.QUEUED: 1, State.CANCELLED: 2}
+    assert tallies(store) == 5
+    assert fold(store.database) == 5
+    assert fold(store.database) == 0
+    assert tallies(store) == 2
+    assert (store.batch(batch.id), store.farm(lease_s=10).counts) == (before, farm)
+    assert not rows(store.database, MISCOUNTED)
+
+
+def test_what_comes_while_the_tallies_are_folded_is_counted_once(store: Store) -> None:
+    batch = store.submit_batch("b", [A, B], max_failures=3)
+    first, second = store.batch_jobs(batch.id)
+    store.cancel(first.id)
+    with store.database.begin() as late:
+        late.execute(text("UPDATE jobs SET state = 'cancelled' WHERE id = :id"), {"id": second.id})
+        assert fold(store.database) == 2
+    assert store.batch(batch.id).counts[State.CANCELLED] == 2
+    assert not rows(store.database, MISCOUNTED)
+
+
+def test_two_that_fold_at_once_count_nothing_twice(store: Store) -> None:
+    batch = store.submit_batch("b", [A, B], max_failures=3)
+    store.cancel(store.batch_jobs(batch.id)[0].id)
+    with ThreadPoolExecutor() as pool:
+        with store.database.begin() as first:
+            assert first.execute(FOLD).scalar() == 2
+            second = pool.submit(fold, store.database)
+            until(lambda: rows(store.database, "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock'"))
+        assert second.result(10) == 0
+    assert not rows(store.database, MISCOUNTED)
+
+
+def test_a_deleted_batch_leaves_no_tally(store: Store) -> None:
+    batch = store.submit_batch("b", [A, B], max_failures=3)
+    store.submit(A, max_failures=3)
+    store.delete_batch(batch.id)
+    fold(store.database)
+    assert rows(store.database, "SELECT batch_id, state, jobs FROM tallies") == [(None, "queued", 1)]
+
+
+def test_steps_that_leave_the_state_leave_no_tally(store: Store) -> None:
+    job = store.submit(A, max_failures=3)
+    before = tallies(store)
+    rows_changed = text("UPDATE jobs SET name = 'other' WHERE id = :id")
+    with store.database.begin() as connection:
+        connection.execute(rows_changed, {"id": job.id})
+    assert tallies(store) == before
+
+
+def test_a_tenant_is_told_its_own_counts_and_writes_none(store: Store) -> None:
+    store.submit(A, max_failures=3, tenant="acme")
+    job = store.submit(A, max_failures=3, tenant="other")
+    acme, other = store.of("acme"), store.of("other")
+    assert acme.farm(lease_s=10).counts[State.QUEUED] == 1
+    other.cancel(job.id)
+    assert other.farm(lease_s=10).counts == {**dict.fromkeys(State, 0), State.CANCELLED: 1}
+    with pytest.raises(ProgrammingError, match="permission denied"):
+        rows(acme.database, "INSERT INTO tallies (tenant, state, jobs, work) VALUES ('acme', 'queued', 9, 9)")
+
+
+def test_a_line_of_several_images_is_one_line(store: Store) -> None:
+    entries = [Entry(A, 1, {}), Entry(B, 1, {}), Entry(A, 2, {})]
+    batch = store.submit_batch("b", entries, max_failures=3)
+    single = store.submit_batch("s", [A, B], max_failures=3)
+    assert (batch.lines, batch.jobs, single.lines) == (2, 3, 2)
+    store.cancel(store.batch_jobs(batch.id)[0].id)
+    store.cancel(store.batch_jobs(single.id)[0].id)
+    counted = Lines(store.database).counts([store.batch(batch.id), store.batch(single.id)])
+    assert counted == {batch.id: LineCounts(2, 0, 0), single.id: LineCounts(2, 0, 1)}
+
+
+def test_batches_end_when_their_last_job_does(store: Store) -> None:
+    holder = uuid4()
+    assert store.lead(holder, leader_s=60)
+    batches = [store.submit_batch("b", [A, B], max_failures=3) for _ in range(3)]
+    for batch in batches:
+        store.cancel_batch(batch.id)
+    fold(store.database)
+    assert [store.finish_batches(holder) for _ in range(2)] == [3, 0]
+    for batch in batches:
+        assert store.batch(batch.id).finished_at == store.batch_jobs(batch.id)[-1].finished_at
