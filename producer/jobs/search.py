@@ -8,12 +8,13 @@ of this one, which its cursor names; so rows that come and go meanwhile move nob
 
 A text in the prompt is looked up among ``prompt_words``, which a tenant's role may not read: Postgres would not use an
 index for it under row-level security, since its operator is not leakproof. Such a search runs as the owner, and the
-tenant stands in the statement itself. So does one of a batch, or the planner would take the tenant's index for it.
+tenant stands in the statement itself. So does one of a batch, whose tenant is looked up once, or the planner would take
+the tenant's index for it.
 """
 
 import base64
 import binascii
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import datetime
@@ -21,7 +22,7 @@ from enum import StrEnum
 from typing import Any, Generic, NamedTuple, TypeVar
 from uuid import UUID
 
-from sqlalchemy import text
+from sqlalchemy import Connection, Row, text
 
 from producer.jobs.contract import Batch, Job, State
 from producer.jobs.errors import BadCursor
@@ -32,8 +33,10 @@ from producer.jobs.store import JOB_COLUMNS, batches_where, job_of
 Found = TypeVar("Found")
 
 NUMBER_MAX = 2**63 - 1
-NEAREST = 100
-"""Rows of ``prompt_words``, of up to 100 jobs each, that are searched without an index."""
+NEIGHBOURS = 300
+"""Rows of ``prompt_words``, of up to 100 jobs each, among which one page of a text is looked for."""
+RARE = 20
+"""Words that fewer than one in so many neighbours hold are looked up by their index."""
 
 
 class Sort(StrEnum):
@@ -56,6 +59,11 @@ class Sort(StrEnum):
     def behind(self) -> str:
         """How what follows compares with what came before."""
         return "<" if self.startswith("-") else ">"
+
+    @property
+    def beyond(self) -> int:
+        """Behind the numbers of all jobs."""
+        return 0 if self.startswith("-") else NUMBER_MAX
 
     @property
     def states(self) -> list[State]:
@@ -87,7 +95,11 @@ class BatchFilter:
 
 @dataclass(frozen=True)
 class Page(Generic[Found]):
-    """Some of what was found, and where the next page begins; None: this was the last."""
+    """Some of what was found, and where the next page begins; None: this was the last.
+
+    Of a text, a page may hold fewer than were asked for, or none, and yet not be the last: so no question takes longer
+    because millions of jobs have the words, and none of them the state or error asked for.
+    """
 
     found: list[Found]
     next: str | None
@@ -108,27 +120,47 @@ class Search:
         limit: int = 100,
     ) -> Page[Job]:
         """A text is found in the order of submission alone. Raises: BadCursor: it is no cursor of this order."""
-        own = self._database.tenant
-        values = {**vars(which), "own": own, "limit": limit + 1}
+        values = {**vars(which), "own": self._database.tenant, "limit": limit + 1}
         values["states"] = [which.state] if which.state else sort.states
-        conditions = [condition for name, condition in _JOB_CONDITIONS.items() if values.get(name) is not None]
-        if which.batch_id is not None:  # by the batch's own index, not by the tenant's
-            conditions = [condition.replace("jobs.tenant =", "jobs.tenant || '' =") for condition in conditions]
-        if which.prompt is None:
-            kind, key = sort.value, sort.column
-            statement = _in_order(conditions, sort, behind=cursor is not None)
+        conditions = [condition for name, condition in _JOB_CONDITIONS.items() if values[name] is not None]
+        if which.batch_id is None:
+            conditions += [condition for name, condition in _TENANT_CONDITIONS.items() if values[name] is not None]
         else:
-            kind, key = f"words{sort.value}", "held_id"
-            words = words_of(which.prompt)
-            values |= {"words": _query(words, own or which.tenant), "patterns": [_beginning(word) for word in words]}
-            statement = _with_words(which, conditions, sort, behind=cursor is not None)
+            conditions.append(_of_batch(values))
+        if which.prompt is not None:
+            return self._with_words(which, conditions, sort, values, cursor)
+        kind = sort.value
         if cursor is not None:
-            values["at"], values["seq"] = _read_cursor(cursor, kind, int if which.prompt else _moment, int)
-        freely = which.prompt is not None or which.batch_id is not None
-        with self._database.begin() as connection, as_owner(connection) if freely else nullcontext():
-            rows = connection.execute(text(statement), values).mappings().all()
-        following = Cursor(kind, rows[limit - 1][key], rows[limit - 1]["seq"]).text if len(rows) > limit else None
-        return Page([job_of(row) for row in rows[:limit]], following)
+            values["at"], values["seq"] = _read_cursor(cursor, kind, _moment, int)
+        statement = text(_in_order(conditions, sort, behind=cursor is not None))
+        with self._database.begin() as connection, as_owner(connection) if which.batch_id else nullcontext():
+            rows = connection.execute(statement, values).mappings().all()
+        last = rows[limit - 1] if len(rows) > limit else None
+        return _page(rows[:limit], Cursor(kind, (last[sort.column], last["seq"])) if last else None)
+
+    def _with_words(
+        self,
+        which: JobFilter,
+        conditions: Sequence[str],
+        sort: Sort,
+        values: dict[str, Any],
+        cursor: str | None,
+    ) -> Page[Job]:
+        kind, most = f"words{sort.value}", values["limit"]
+        words = words_of(which.prompt or "")
+        values |= {"words": _query(words, self._database.tenant or which.tenant), "neighbours": NEIGHBOURS}
+        values |= {"patterns": [_beginning(word) for word in words]}
+        beside = [condition for name, condition in _HELD_CONDITIONS.items() if values[name] is not None]
+        if cursor is not None:
+            values["at"], values["id"], values["seq"] = _read_cursor(cursor, kind, _moment, int, int)
+            conditions = [*conditions, f"(held.created_at, held.id, seq) {sort.behind} (:at, :id, :seq)"]
+            beside = [*beside, f"(created_at, id) {sort.behind}= (:at, :id)"]
+        with self._database.begin() as connection, as_owner(connection):
+            rows, end = _Look(connection, sort, conditions, beside, values).found()
+        if len(rows) == most:
+            last = rows[-2]
+            return _page(rows[:-1], Cursor(kind, (last["held_at"], last["held_id"], last["seq"])))
+        return _page(rows, Cursor(kind, (end.created_at, end.id, sort.beyond)) if end else None)
 
     def batches(
         self,
@@ -148,16 +180,18 @@ class Search:
         with self._database.begin() as connection:
             found = batches_where(connection, where, values)
         last = found[limit - 1] if len(found) > limit else None
-        return Page(found[:limit], Cursor("batches", last.created_at, last.id).text if last else None)
+        return Page(found[:limit], Cursor("batches", (last.created_at, last.id)).text if last else None)
 
 
 _JOB_CONDITIONS = {
-    "own": "jobs.tenant = :own",
-    "batch_id": "jobs.batch_id = :batch_id",
-    "tenant": "jobs.tenant = :tenant",
     "error_code": "jobs.error_code = :error_code",
     "submitted_after": "jobs.created_at >= :submitted_after",
     "submitted_before": "jobs.created_at < :submitted_before",
+}
+
+_TENANT_CONDITIONS = {
+    "own": "jobs.tenant = :own",
+    "tenant": "jobs.tenant = :tenant",
 }
 
 _HELD_CONDITIONS = {
@@ -174,6 +208,12 @@ _BATCH_CONDITIONS = {
 }
 
 
+def _of_batch(values: Mapping[str, Any]) -> str:
+    """The batch's jobs, which are all of its tenant."""
+    whose = [f"tenant = :{name}" for name in _TENANT_CONDITIONS if values[name] is not None]
+    return f"jobs.batch_id = (SELECT id FROM batches WHERE {_all(['id = :batch_id', *whose])})"
+
+
 def _in_order(conditions: Sequence[str], sort: Sort, *, behind: bool) -> str:
     """The head of each state's index, merged."""
     order = f"ORDER BY {sort.column} {sort.direction}, seq {sort.direction} LIMIT :limit"
@@ -186,56 +226,81 @@ def _in_order(conditions: Sequence[str], sort: Sort, *, behind: bool) -> str:
     """
 
 
-def _with_words(which: JobFilter, conditions: Sequence[str], sort: Sort, *, behind: bool) -> str:
-    """The jobs with the words among those neighbours that hold them; as many as are asked for.
+@dataclass(frozen=True)
+class _Look:
+    """For words: first among the nearest neighbours, which fill a page if the words are common; if they are rare there,
+    among those further on that the index names.
 
-    First the nearest neighbours are asked, which fill a page if the words are common, then all by the index. Each time
-    whom to ask is settled before, since the planner takes any words for common. OFFSET 0 keeps the planner from looking
-    for a hundred neighbours in any other way than by their place.
+    ``conditions`` are of the jobs, ``beside`` of the neighbours. Whether to ask the index is settled here, since the
+    planner takes any words for common.
     """
-    beside = [condition for name, condition in _HELD_CONDITIONS.items() if getattr(which, name) is not None]
-    asked = ["state = ANY(:states)", "lower(request ->> 'prompt') ~ ALL(CAST(:patterns AS text[]))", *conditions]
-    if behind:
-        beside.append(f"id {sort.behind}= :at")
-        asked.append(f"(held.id, seq) {sort.behind} (:at, :seq)")
-    order = f"ORDER BY id {sort.direction}"
-    place = "position BETWEEN held.first_position AND held.last_position"
-    jobs = f"""
-        SELECT jobs.*, held.id AS held_id FROM {{held}} AS held
-        CROSS JOIN LATERAL (
-            SELECT {JOB_COLUMNS}, seq FROM (
-                SELECT * FROM jobs WHERE batch_id = held.batch_id AND {place}
-                UNION ALL
-                SELECT * FROM jobs WHERE id = held.job_id
-                OFFSET 0
-            ) AS jobs
-            WHERE {_all(asked)}
+
+    connection: Connection
+    sort: Sort
+    conditions: Sequence[str]
+    beside: Sequence[str]
+    values: dict[str, Any]
+
+    def found(self) -> tuple[list[Any], Row[Any] | None]:
+        """The jobs, ``values["limit"]`` at most, and, if there may be more, the last of the neighbours."""
+        walked = self._neighbours(_WALK)
+        holding = [neighbour for neighbour in walked if neighbour.holds]
+        jobs = self._jobs_among(holding, self.values["limit"])
+        missing = self.values["limit"] - len(jobs)
+        if not missing or len(walked) < NEIGHBOURS:
+            return jobs, None
+        if len(holding) * RARE > len(walked):
+            return jobs, walked[-1]
+        further = self._neighbours(_BY_INDEX, end_at=walked[-1].created_at, end_id=walked[-1].id)
+        jobs += self._jobs_among(further, missing)
+        return jobs, further[-1] if len(further) == NEIGHBOURS else None
+
+    def _neighbours(self, statement: str, **values: object) -> Sequence[Row[Any]]:
+        asked = statement.format(beside=_all(self.beside), direction=self.sort.direction, behind=self.sort.behind)
+        return self.connection.execute(text(asked), self.values | values).all()
+
+    def _jobs_among(self, neighbours: Sequence[Row[Any]], limit: int) -> list[Any]:
+        if not neighbours:
+            return []
+        statement = _JOBS_AMONG.format(asked=_all(self.conditions), direction=self.sort.direction)
+        values = self.values | {"ids": [neighbour.id for neighbour in neighbours], "limit": limit}
+        return list(self.connection.execute(text(statement), values).mappings())
+
+
+_WALK = """
+    SELECT id, created_at, words @@ CAST(:words AS tsquery) AS holds FROM prompt_words
+    WHERE {beside} ORDER BY created_at {direction}, id {direction} LIMIT :neighbours
+"""
+
+_BY_INDEX = """
+    WITH held AS MATERIALIZED (
+        SELECT id, created_at FROM prompt_words
+        WHERE words @@ CAST(:words AS tsquery) AND (created_at, id) {behind} (:end_at, :end_id) AND {beside}
+    )
+    SELECT id, created_at FROM held ORDER BY created_at {direction}, id {direction} LIMIT :neighbours
+"""
+
+# OFFSET 0 keeps the planner from looking for the jobs in any other way than neighbour by neighbour, by their place.
+_JOBS_AMONG = f"""
+    SELECT jobs.*, held.id AS held_id, held.created_at AS held_at
+    FROM (SELECT * FROM prompt_words WHERE id = ANY(:ids)
+          ORDER BY created_at {{direction}}, id {{direction}} OFFSET 0) AS held
+    CROSS JOIN LATERAL (
+        SELECT {JOB_COLUMNS}, seq FROM (
+            SELECT * FROM jobs WHERE batch_id = held.batch_id
+                                 AND position BETWEEN held.first_position AND held.last_position
+            UNION ALL
+            SELECT * FROM jobs WHERE id = held.job_id
+            OFFSET 0
         ) AS jobs
-    """
-    return f"""
-        WITH nearest AS MATERIALIZED (
-            SELECT id, batch_id, job_id, first_position, last_position, words FROM prompt_words
-            WHERE {_all(beside)} {order} LIMIT {NEAREST}
-        ), near AS MATERIALIZED (
-            SELECT * FROM nearest WHERE words @@ CAST(:words AS tsquery) {order}
-        ), found_near AS MATERIALIZED (
-            {jobs.format(held="near")} ORDER BY held.id {sort.direction}, seq {sort.direction} LIMIT :limit
-        ), further AS MATERIALIZED (
-            SELECT id, batch_id, job_id, first_position, last_position FROM prompt_words
-            WHERE words @@ CAST(:words AS tsquery) AND {_all(beside)}
-              AND id {sort.behind} (SELECT id FROM nearest ORDER BY id {_OPPOSITE[sort.direction]} LIMIT 1)
-              AND (SELECT count(*) FROM found_near) < :limit
-            {order}
-        )
-        SELECT * FROM found_near
-        UNION ALL
-        (SELECT * FROM ({jobs.format(held="further")}) AS jobs
-         ORDER BY held_id {sort.direction}, seq {sort.direction} LIMIT :limit)
-        LIMIT :limit
-    """
+        WHERE state = ANY(:states) AND lower(request ->> 'prompt') ~ ALL(CAST(:patterns AS text[])) AND {{asked}}
+    ) AS jobs
+    ORDER BY held.created_at {{direction}}, held.id {{direction}}, seq {{direction}} LIMIT :limit
+"""
 
 
-_OPPOSITE = {"ASC": "DESC", "DESC": "ASC"}
+def _page(rows: Sequence[Any], following: "Cursor | None") -> Page[Job]:
+    return Page([job_of(row) for row in rows], following.text if following else None)
 
 
 def _all(conditions: Sequence[str]) -> str:
@@ -255,26 +320,25 @@ def _beginning(word: str) -> str:
 
 
 class Cursor(NamedTuple):
-    """The last row of a page: which order it stands in, and its two keys there."""
+    """Behind which row the next page begins: the order that it stands in, and its keys there."""
 
     kind: str
-    first: object
-    second: object
+    keys: tuple[object, ...]
 
     @property
     def text(self) -> str:
-        first = self.first.isoformat() if isinstance(self.first, datetime) else self.first
-        return base64.urlsafe_b64encode(f"{self.kind} {first} {self.second}".encode()).decode().rstrip("=")
+        keys = [key.isoformat() if isinstance(key, datetime) else str(key) for key in self.keys]
+        return base64.urlsafe_b64encode(" ".join([self.kind, *keys]).encode()).decode().rstrip("=")
 
 
-def _read_cursor(cursor: str, kind: str, first: Any, second: Any) -> tuple[Any, Any]:
-    """Its two keys. Raises: BadCursor."""
+def _read_cursor(cursor: str, kind: str, *reads: Callable[[str], Any]) -> list[Any]:
+    """Its keys, each read in its way. Raises: BadCursor."""
     try:
         padded = cursor.encode("ascii") + b"=" * (-len(cursor) % 4)
-        found = base64.b64decode(padded, b"-_", validate=True).decode("ascii").split(" ")
-        if len(found) != 3 or found[0] != kind:
+        found_kind, *found = base64.b64decode(padded, b"-_", validate=True).decode("ascii").split(" ")
+        if found_kind != kind:
             raise BadCursor
-        keys = first(found[1]), second(found[2])
+        keys = [read(key) for read, key in zip(reads, found, strict=True)]
     except (ValueError, OverflowError, binascii.Error) as error:
         raise BadCursor from error
     if any(isinstance(key, int) and not 0 <= key <= NUMBER_MAX for key in keys):

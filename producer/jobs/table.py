@@ -336,6 +336,7 @@ prompt_words = Table(
     _time("created_at", "As that of the jobs.", nullable=False, server_default=func.now()),
     Column("words", TSVECTOR, nullable=False, comment="Of all these prompts, and '@' with the tenant."),
     Index("prompt_words_words", "words", postgresql_using="gin"),
+    Index("prompt_words_submitted", "created_at", "id"),
     Index("prompt_words_batch", "batch_id", "first_position"),
     comment="Which neighbouring prompts hold which words; written in the submitting transaction; never changed.",
 )

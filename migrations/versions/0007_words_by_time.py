@@ -1,0 +1,19 @@
+"""Words of prompts in the order of submission, so that those of a time are found without walking past all others.
+
+Revision: 0007, after 0006.
+"""
+
+from alembic import op
+
+revision = "0007"
+down_revision = "0006"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.create_index("prompt_words_submitted", "prompt_words", ["created_at", "id"], unique=False)
+
+
+def downgrade() -> None:
+    op.drop_index("prompt_words_submitted", table_name="prompt_words")
