@@ -21,17 +21,19 @@ TALLY_JOBS = """
     SET search_path = {schema}, pg_temp AS $$
     BEGIN
         IF TG_OP = 'INSERT' THEN
-            INSERT INTO tallies (tenant, batch_id, state, jobs, work)
-            SELECT tenant, batch_id, state, count(*), sum(work) FROM after GROUP BY tenant, batch_id, state;
+            INSERT INTO tallies (tenant, batch_id, priority, state, jobs, work)
+            SELECT tenant, batch_id, priority, state, count(*), sum(work)
+            FROM after GROUP BY tenant, batch_id, priority, state;
         ELSIF TG_OP = 'DELETE' THEN
-            INSERT INTO tallies (tenant, batch_id, state, jobs, work)
-            SELECT tenant, batch_id, state, -count(*), -sum(work) FROM before GROUP BY tenant, batch_id, state;
+            INSERT INTO tallies (tenant, batch_id, priority, state, jobs, work)
+            SELECT tenant, batch_id, priority, state, -count(*), -sum(work)
+            FROM before GROUP BY tenant, batch_id, priority, state;
         ELSE
-            INSERT INTO tallies (tenant, batch_id, state, jobs, work)
-            SELECT tenant, batch_id, state, sum(change), sum(change * work)
-            FROM (SELECT tenant, batch_id, state, work, -1 AS change FROM before
-                  UNION ALL SELECT tenant, batch_id, state, work, 1 FROM after) AS changes
-            GROUP BY tenant, batch_id, state HAVING sum(change) <> 0;
+            INSERT INTO tallies (tenant, batch_id, priority, state, jobs, work)
+            SELECT tenant, batch_id, priority, state, sum(change), sum(change * work)
+            FROM (SELECT tenant, batch_id, priority, state, work, -1 AS change FROM before
+                  UNION ALL SELECT tenant, batch_id, priority, state, work, 1 FROM after) AS changes
+            GROUP BY tenant, batch_id, priority, state HAVING sum(change) <> 0;
         END IF;
         RETURN NULL;
     END $$
@@ -50,10 +52,41 @@ TRIGGERS = (
     FOR EACH STATEMENT EXECUTE FUNCTION tally_jobs()
     """,
 )
+# An open lane holds jobs of one priority, and its index (state, lane, time from which it is due) has the first that
+# waits, and those that are delayed.
+OPS_BACKLOG = """
+    CREATE VIEW ops_backlog AS
+    WITH tallied AS (
+        SELECT priority, coalesce(sum(jobs) FILTER (WHERE state = 'queued'), 0) AS queued,
+               coalesce(sum(jobs) FILTER (WHERE state = 'running'), 0) AS running
+        FROM tallies GROUP BY priority
+    ), due AS (
+        SELECT priority, sum(delayed) AS delayed, min(oldest) AS oldest FROM lanes
+        CROSS JOIN LATERAL (SELECT count(*) AS delayed FROM jobs
+                            WHERE state = 'queued' AND lane_id = lanes.id AND not_before > now()) AS delayed
+        CROSS JOIN LATERAL (SELECT min(created_at) AS oldest FROM (
+            SELECT created_at FROM jobs WHERE state = 'queued' AND lane_id = lanes.id
+            ORDER BY not_before, seq LIMIT 1) AS first) AS oldest
+        WHERE open GROUP BY priority
+    )
+    SELECT (ARRAY['interactive', 'standard', 'bulk'])[priority + 1] AS priority,
+           (queued - coalesce(delayed, 0))::bigint AS waiting, coalesce(delayed, 0)::bigint AS delayed,
+           running::bigint AS running, extract(epoch FROM now() - oldest)::float AS oldest_waiting_s
+    FROM tallied LEFT JOIN due USING (priority) WHERE queued > 0 OR running > 0
+"""
+OPS_BACKLOG_COUNTED = """
+    CREATE VIEW ops_backlog AS
+    SELECT (ARRAY['interactive', 'standard', 'bulk'])[priority + 1] AS priority,
+           count(*) FILTER (WHERE state = 'queued' AND not_before <= now()) AS waiting,
+           count(*) FILTER (WHERE state = 'queued' AND not_before > now()) AS delayed,
+           count(*) FILTER (WHERE state = 'running') AS running,
+           extract(epoch FROM now() - min(created_at) FILTER (WHERE state = 'queued'))::float AS oldest_waiting_s
+    FROM jobs WHERE state IN ('queued', 'running') GROUP BY priority
+"""
 TALLY_ALL = """
-    INSERT INTO tallies (tenant, batch_id, state, jobs, work, at)
-    SELECT tenant, batch_id, state, count(*), sum(work), coalesce(max(finished_at), now())
-    FROM jobs GROUP BY tenant, batch_id, state
+    INSERT INTO tallies (tenant, batch_id, priority, state, jobs, work, at)
+    SELECT tenant, batch_id, priority, state, count(*), sum(work), coalesce(max(finished_at), now())
+    FROM jobs GROUP BY tenant, batch_id, priority, state
 """
 COUNT_LINES = """
     UPDATE batches SET lines = found.lines
@@ -102,6 +135,7 @@ def upgrade() -> None:
         sa.Column("id", sa.BigInteger(), sa.Identity(always=True), nullable=False, comment="Never changes."),
         sa.Column("tenant", sa.Text(), nullable=False, comment="Whose jobs; never changes."),
         sa.Column("batch_id", sa.Uuid(), nullable=True, comment="NULL: those submitted alone; never changes."),
+        sa.Column("priority", sa.SmallInteger(), nullable=False, comment="Rank of contract.Priority; never changes."),
         sa.Column("state", sa.Text(), nullable=False, comment="contract.State; never changes."),
         sa.Column(
             "jobs",
@@ -139,6 +173,8 @@ def upgrade() -> None:
     _create(NOTE_BATCH, counts=TALLIED)
     for trigger in TRIGGERS:
         op.execute(trigger)
+    op.execute("DROP VIEW ops_backlog")
+    op.execute(OPS_BACKLOG)
     op.execute(TALLY_ALL)
     op.execute(COUNT_LINES)
     op.drop_column("batches", "counts")
@@ -159,6 +195,8 @@ def downgrade() -> None:
     for trigger in ("jobs_come", "jobs_change", "jobs_go"):
         op.execute(f"DROP TRIGGER {trigger} ON jobs")
     op.execute("DROP FUNCTION tally_jobs()")
+    op.execute("DROP VIEW ops_backlog")
+    op.execute(OPS_BACKLOG_COUNTED)
     op.drop_column("batches", "lines")
     op.drop_table("tallies")
 

@@ -148,7 +148,8 @@ class Search:
     ) -> Page[Job]:
         kind, most = f"words{sort.value}", values["limit"]
         words = words_of(which.prompt or "")
-        values |= {"words": _query(words, self._database.tenant or which.tenant), "neighbours": NEIGHBOURS}
+        whose = self._database.tenant or which.tenant
+        values |= {"whose": whose, "words": _query(words, whose), "neighbours": NEIGHBOURS}
         values |= {"patterns": [_beginning(word) for word in words]}
         beside = [condition for name, condition in _HELD_CONDITIONS.items() if values[name] is not None]
         if cursor is not None:
@@ -195,6 +196,7 @@ _TENANT_CONDITIONS = {
 }
 
 _HELD_CONDITIONS = {
+    "whose": "tenant = :whose",
     "batch_id": "batch_id = :batch_id",
     "submitted_after": "created_at >= :submitted_after",
     "submitted_before": "created_at < :submitted_before",

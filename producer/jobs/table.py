@@ -337,6 +337,7 @@ prompt_words = Table(
     Column("words", TSVECTOR, nullable=False, comment="Of all these prompts, and '@' with the tenant."),
     Index("prompt_words_words", "words", postgresql_using="gin"),
     Index("prompt_words_submitted", "created_at", "id"),
+    Index("prompt_words_submitted_by", "tenant", "created_at", "id"),
     Index("prompt_words_batch", "batch_id", "first_position"),
     comment="Which neighbouring prompts hold which words; written in the submitting transaction; never changed.",
 )
@@ -480,6 +481,7 @@ tallies = Table(
     Column("id", BigInteger, Identity(always=True), primary_key=True, comment="Never changes."),
     Column("tenant", Text, nullable=False, comment="Whose jobs; never changes."),
     Column("batch_id", Uuid, comment="NULL: those submitted alone; never changes."),
+    Column("priority", SmallInteger, nullable=False, comment="Rank of contract.Priority; never changes."),
     Column("state", Text, nullable=False, comment="contract.State; never changes."),
     Column(
         "jobs",

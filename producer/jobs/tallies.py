@@ -29,7 +29,7 @@ BATCH_OPEN = """
 
 
 def fold(database: Database) -> int:
-    """Put one row in the place of all of a batch and state; returns how many went. Raises: Unavailable.
+    """Put one row in the place of all of a batch, priority and state; returns how many went. Raises: Unavailable.
 
     Nothing changes for who reads, and two at once harm nothing: each adds up what it has itself deleted.
     """
@@ -42,12 +42,12 @@ FOLD = text(
     """
     WITH gone AS (
         DELETE FROM tallies WHERE id IN (
-            SELECT unnest(array_agg(id)) FROM tallies GROUP BY tenant, batch_id, state HAVING count(*) > 1)
-        RETURNING tenant, batch_id, state, jobs, work, at
+            SELECT unnest(array_agg(id)) FROM tallies GROUP BY tenant, batch_id, priority, state HAVING count(*) > 1)
+        RETURNING tenant, batch_id, priority, state, jobs, work, at
     ), kept AS (
-        INSERT INTO tallies (tenant, batch_id, state, jobs, work, at)
-        SELECT tenant, batch_id, state, sum(jobs), sum(work), max(at) FROM gone
-        GROUP BY tenant, batch_id, state HAVING sum(jobs) <> 0 OR abs(sum(work)) > 1e-6
+        INSERT INTO tallies (tenant, batch_id, priority, state, jobs, work, at)
+        SELECT tenant, batch_id, priority, state, sum(jobs), sum(work), max(at) FROM gone
+        GROUP BY tenant, batch_id, priority, state HAVING sum(jobs) <> 0 OR abs(sum(work)) > 1e-6
     )
     SELECT count(*) FROM gone
     """

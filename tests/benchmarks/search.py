@@ -3,8 +3,9 @@
 The rows are made in an embedded Postgres, in SQL: 200 tenants, of whom the first has half of all and one a thousand,
 batches of 50,000, the newest jobs queued, one job in a hundred failed, prompts of a template's words, a headline of
 20,000 and a number of its own. Each question is asked through the product's own ``Search``, Python's part included: the
-first page of 50, and (``page 2``) the one behind its cursor. The first rounds are thrown away; medians are told. It
-needs some 20 GB; in a ``--folder`` they stay, and are asked again by the next run.
+first page of 50, and (``page 2``) the one behind its cursor; then what pages and estimates ask of the whole farm. The
+first rounds are thrown away; medians are told. It needs some 20 GB; in a ``--folder`` they stay, and are asked again by
+the next run.
 """
 
 import argparse
@@ -25,10 +26,12 @@ from sqlalchemy import text
 
 from producer.jobs import schema
 from producer.jobs.contract import State
+from producer.jobs.estimate import estimate
 from producer.jobs.local import local_servers
 from producer.jobs.postgres import Database
 from producer.jobs.search import BatchFilter, JobFilter, Page, Search, Sort
 from producer.jobs.settings import Settings
+from producer.jobs.store import Store
 
 LIMIT_MS = 50
 WARM_UP = 2
@@ -76,8 +79,9 @@ MAKE_WORDS = """
     GROUP BY batch_id, position / 100 ORDER BY min(seq)
 """
 MAKE_TALLIES = """
-    INSERT INTO tallies (tenant, batch_id, state, jobs, work, at)
-    SELECT tenant, batch_id, state, count(*), sum(work), max(created_at) FROM jobs GROUP BY tenant, batch_id, state
+    INSERT INTO tallies (tenant, batch_id, priority, state, jobs, work, at)
+    SELECT tenant, batch_id, priority, state, count(*), sum(work), max(created_at)
+    FROM jobs GROUP BY tenant, batch_id, priority, state
 """
 
 
@@ -182,6 +186,15 @@ def questions(search: Search, sample: Sample) -> dict[str, Question]:
     }
 
 
+def whole_farm(database: Database) -> dict[str, Callable[[], object]]:
+    store = Store(database)
+    return {
+        "the farm": lambda: store.farm(lease_s=10),
+        "the backlog by priority": store.backlog,
+        "an estimate": lambda: estimate(database, 1000, lease_s=10),
+    }
+
+
 def median_ms(ask: Callable[[], object]) -> float:
     for _ in range(WARM_UP):
         ask()
@@ -207,6 +220,9 @@ def tell(database: Database) -> None:
             second = f"{median_ms(partial(ask, following)):7.1f}" if following else " " * 7
             row.append(f"{first:8.1f} {'!' if first > LIMIT_MS else ' '} | {second}")
         print(f"| {name:35} | " + " | ".join(row) + " |", flush=True)
+    for name, ask in whole_farm(database).items():
+        taken_ms = median_ms(ask)
+        print(f"| {name:35} | {taken_ms:8.1f} {'!' if taken_ms > LIMIT_MS else ' '} |")
 
 
 def main() -> None:

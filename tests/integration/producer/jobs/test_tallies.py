@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import ProgrammingError
 
-from producer.jobs.contract import Entry, State, Submission
+from producer.jobs.contract import Entry, Priority, State, Submission
 from producer.jobs.lines import LineCounts, Lines
 from producer.jobs.postgres import Database
 from producer.jobs.store import Store
@@ -27,7 +27,7 @@ def tallies(store: Store) -> int:
     return len(rows(store.database, "SELECT FROM tallies"))
 
 
-def test_folding_leaves_one_row_a_batch_and_state_and_changes_no_sum(store: Store) -> None:
+def test_folding_leaves_one_row_a_batch_priority_and_state_and_changes_no_sum(store: Store) -> None:
     batch = store.submit_batch("b", [A, B, A], max_failures=3)
     for job in store.batch_jobs(batch.id)[:2]:
         store.cancel(job.id)
@@ -72,6 +72,30 @@ def test_a_deleted_batch_leaves_no_tally(store: Store) -> None:
     assert rows(store.database, "SELECT batch_id, state, jobs FROM tallies") == [(None, "queued", 1)]
 
 
+def test_a_batch_that_gets_another_priority_is_tallied_there(store: Store) -> None:
+    batch = store.submit_batch("b", [A, B], max_failures=3)
+    store.cancel(store.batch_jobs(batch.id)[0].id)
+    store.prioritise_batch(batch.id, Priority.BULK)
+    (backlog,) = store.backlog()
+    assert (backlog["priority"], backlog["waiting"], backlog["running"]) == ("bulk", 1, 0)
+    assert not rows(store.database, MISCOUNTED)
+
+
+def test_the_backlog_tells_of_each_priority_what_waits_what_is_delayed_and_since_when(store: Store) -> None:
+    store.submit_batch("b", [Submission(prompt="a", priority=Priority.BULK)] * 3, max_failures=3)
+    old, delayed = (store.submit(A, max_failures=3) for _ in range(2))
+    with store.database.begin() as connection:
+        changed = "UPDATE jobs SET created_at = now() - interval '1 hour', not_before = created_at WHERE id = :id"
+        connection.execute(text(changed), {"id": old.id})
+        connection.execute(
+            text("UPDATE jobs SET not_before = now() + interval '1 hour' WHERE id = :id"), {"id": delayed.id}
+        )
+    found = {row["priority"]: row for row in store.backlog()}
+    assert [tuple(found[name].values())[1:4] for name in ("standard", "bulk")] == [(1, 1, 0), (3, 0, 0)]
+    assert found["standard"]["oldest_waiting_s"] == pytest.approx(3600, abs=60)
+    assert found["bulk"]["oldest_waiting_s"] < 60
+
+
 def test_steps_that_leave_the_state_leave_no_tally(store: Store) -> None:
     job = store.submit(A, max_failures=3)
     before = tallies(store)
@@ -89,7 +113,10 @@ def test_a_tenant_is_told_its_own_counts_and_writes_none(store: Store) -> None:
     other.cancel(job.id)
     assert other.farm(lease_s=10).counts == {**dict.fromkeys(State, 0), State.CANCELLED: 1}
     with pytest.raises(ProgrammingError, match="permission denied"):
-        rows(acme.database, "INSERT INTO tallies (tenant, state, jobs, work) VALUES ('acme', 'queued', 9, 9)")
+        rows(
+            acme.database,
+            "INSERT INTO tallies (tenant, priority, state, jobs, work) VALUES ('acme', 1, 'queued', 9, 9)",
+        )
 
 
 def test_a_line_of_several_images_is_one_line(store: Store) -> None:
