@@ -360,7 +360,7 @@ class Store:
     def cancel_batch(self, batch_id: UUID) -> Batch:
         """Cancel all of a batch that has not ended; what has, stays. Raises: NotFound."""
         with self._begin() as connection:
-            connection.execute(text("SET LOCAL statement_timeout = 0"))
+            _lock_batch(connection, batch_id)
             connection.execute(_CANCEL, {"job": None, "batch": batch_id})
             connection.execute(_NOTE_CANCEL, {"batch": batch_id})
         return self.batch(batch_id)
@@ -369,6 +369,7 @@ class Store:
         """Send a failed or cancelled job back to the queue, its failures forgiven. Raises: NotFound,
         IllegalTransition: it has succeeded."""
         with self._begin() as connection:
+            connection.execute(_LOCK_BATCH_OF, {"job": job_id})
             connection.execute(_RETRY, {"job": job_id, "batch": None, "states": list(RETRIED)})
             _notify(connection)
         job = self.job(job_id)
@@ -381,7 +382,7 @@ class Store:
         Raises: NotFound."""
         wanted = sorted(RETRIED & set(states))
         with self._begin() as connection:
-            connection.execute(text("SET LOCAL statement_timeout = 0"))
+            _lock_batch(connection, batch_id)
             connection.execute(_RETRY, {"job": None, "batch": batch_id, "states": wanted})
             _notify(connection)
         return self.batch(batch_id)
@@ -397,7 +398,7 @@ class Store:
     def prioritise_batch(self, batch_id: UUID, priority: Priority) -> Batch:
         """Give all of the batch that has not ended another priority. Raises: NotFound."""
         with self._begin() as connection:
-            connection.execute(text("SET LOCAL statement_timeout = 0"))
+            _lock_batch(connection, batch_id)
             connection.execute(_PRIORITISE, {"batch": batch_id, "priority": priority.rank})
             _notify(connection)
         return self.batch(batch_id)
@@ -405,9 +406,8 @@ class Store:
     def delete_batch(self, batch_id: UUID) -> None:
         """Delete the batch with its jobs and history; its images go with the next sweep. Raises: NotFound."""
         with self._begin() as connection:
-            connection.execute(text("SET LOCAL statement_timeout = 0"))
-            if connection.execute(_DELETE_BATCH, {"batch": batch_id}).scalar() is None:
-                raise NotFound("batch", batch_id)
+            _lock_batch(connection, batch_id)
+            connection.execute(_DELETE_BATCH, {"batch": batch_id})
 
     def deletions(self, *, after_s: float) -> list[tuple[int, list[str]]]:
         """What is to be deleted from the bucket: the beginnings of keys, of rows that went ``after_s`` seconds ago or
@@ -691,6 +691,14 @@ def _keep_own_drawing(connection: Connection, workers: Sequence[dict[str, Any]])
         worker["drawing"] = [entry for entry in worker["drawing"] if entry.get("job") in own]
 
 
+def _lock_batch(connection: Connection, batch_id: UUID) -> None:
+    """Before anything is done to all of a batch, however long it takes: two steps at once would else wait for each
+    other's rows for ever. Raises: NotFound."""
+    connection.execute(text("SET LOCAL statement_timeout = 0"))
+    if connection.execute(_LOCK_BATCH, {"batch": batch_id}).first() is None:
+        raise NotFound("batch", batch_id)
+
+
 def _earlier(connection: Connection, tenant: str, key: SubmissionKey | None, **ids: UUID) -> Any:
     """What came of this key when it came before; None, with the key kept for ``ids``, if it is new.
 
@@ -955,6 +963,9 @@ _WORKERS = text(
     """
 )
 
+_LOCK_BATCH = text("SELECT id FROM batches WHERE id = :batch FOR NO KEY UPDATE")
+_LOCK_BATCH_OF = text("SELECT id FROM batches WHERE id = (SELECT batch_id FROM jobs WHERE id = :job) FOR NO KEY UPDATE")
+
 _CANCEL = text(
     """
     WITH cancelled AS (
@@ -1019,7 +1030,7 @@ _DELETE_BATCH = text(
                      WHERE copy_of IS NOT NULL AND NOT EXISTS (SELECT 1 FROM jobs WHERE jobs.id = gone.copy_of))
         FROM batches WHERE id = :batch
     )
-    DELETE FROM batches WHERE id = :batch RETURNING id
+    DELETE FROM batches WHERE id = :batch
     """
 )
 """Of a shared image whose first job went before, the last job that shares it takes it along. A job that succeeded may

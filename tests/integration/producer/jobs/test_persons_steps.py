@@ -1,10 +1,13 @@
 """What a person does with a batch that is there, in SQL: retry, pause, prioritise, delete."""
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from threading import Event, Thread
 from uuid import UUID, uuid4
 
 import pytest
+from sqlalchemy import text
 
 from producer.jobs.contract import (
     Batch,
@@ -344,3 +347,28 @@ def test_checkpoints_of_claims_that_a_drawn_job_lost_go_with_its_batch(store: St
     assert [prefixes for _, prefixes in store.deletions(after_s=0)] == [
         [f"images/{batch.id}/", f"checkpoints/{again.id}/"]
     ]
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        lambda store, batch, job: store.cancel_batch(batch.id),
+        lambda store, batch, job: store.retry_batch(batch.id, [State.FAILED]),
+        lambda store, batch, job: store.prioritise_batch(batch.id, Priority.BULK),
+        lambda store, batch, job: store.delete_batch(batch.id),
+        lambda store, batch, job: store.retry_job(job.id),
+    ],
+)
+def test_a_step_that_waits_for_another_with_the_same_batch_holds_none_of_its_jobs_meanwhile(
+    store: Store, worker: UUID, step: Callable[[Store, Batch, Job], object]
+) -> None:
+    batch, (job, _) = submit_batch(store, 2)
+    fail(store, job, worker)
+    waiting = "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+    with ThreadPoolExecutor() as pool:
+        with store.database.begin() as other:
+            other.execute(text("SELECT FROM batches FOR NO KEY UPDATE"))
+            done = pool.submit(step, store, batch, job)
+            until(lambda: sql_value(store, f"SELECT EXISTS ({waiting})"))
+            other.execute(text("SELECT FROM jobs FOR UPDATE NOWAIT"))
+        done.result(10)
