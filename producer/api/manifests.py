@@ -21,7 +21,7 @@ from producer.api.services import Here, Services
 from producer.jobs.contract import Entry, Rejection, Submission
 from producer.jobs.errors import TooManyJobs
 from producer.jobs.estimate import Estimate, estimate
-from producer.jobs.store import JOBS_MAX
+from producer.jobs.submitting import JOBS_MAX
 from producer.manifest import ManifestError, ManifestKind, Problem, Reading, Recipe, size_sets
 
 CSV = "text/csv"
@@ -130,6 +130,8 @@ class Preview(BaseModel):
     rejected: int = Field(description="Rows that are bad. Without 'partial' none is submitted while there are any.")
     problems: list[Fault] = Field(description="What is wrong with them: the first ones.")
     problem_count: int
+    carried: list[str] = Field(description="Columns that nothing uses and that come along into the results.")
+    separator: str | None = Field(description="What separates the cells of a CSV file, by its first line.")
     work: float = Field(description="Of all jobs, in megapixel-steps.")
     estimate: Estimate
 
@@ -168,6 +170,8 @@ def _previewed(services: Services, reading: Reading) -> Preview:
         rejected=reading.rejected,
         problems=_faults(reading.problems),
         problem_count=reading.count,
+        carried=[printable(column) for column in reading.carried],
+        separator=reading.separator,
         work=work,
         estimate=_estimated(services, work),
     )

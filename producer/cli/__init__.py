@@ -4,7 +4,7 @@ Exit codes, the same for every command:
 
 0    done; every image that was waited for succeeded
 1    done, and some image did not succeed
-2    bad input or settings: the message says what to change; nothing was submitted
+2    bad input or settings, or a dry run of such: the message says what to change; nothing was submitted
 3    the farm, or a server that it needs, does not answer
 4    no such job, batch or key
 130  interrupted; jobs that were submitted go on
@@ -20,13 +20,13 @@ import typer
 from rich.console import Console
 
 from pipeline.errors import PipelineError
-from producer.cli import batches, farm, jobs, keys, results, roles, submit, webhooks
+from producer.cli import batches, farm, jobs, keys, results, roles, submit, tenants, webhooks
+from producer.cli.jobs import EXIT_BAD_INPUT
 from producer.client import ClientError, NotFound, ServerError, Unauthorized, Unreachable
 from producer.jobs import errors
 from producer.jobs.errors import FarmError, Unavailable
 from producer.jobs.settings import told
 
-EXIT_BAD_INPUT = 2
 EXIT_UNREACHABLE = 3
 EXIT_NOT_FOUND = 4
 EXIT_INTERRUPTED = 130
@@ -43,6 +43,7 @@ for module in (submit, jobs, results, batches, farm, roles):
     for command in module.COMMANDS:
         app.command()(command)
 app.add_typer(keys.keys, name="keys")
+app.add_typer(tenants.tenants, name="tenants")
 app.add_typer(webhooks.webhooks, name="webhooks")
 
 

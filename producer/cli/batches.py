@@ -1,5 +1,6 @@
 """The commands that steer what was submitted: retry, pause, resume, prioritise, delete. They speak HTTP to the farm."""
 
+import sys
 from typing import Annotated
 from uuid import UUID
 
@@ -8,6 +9,7 @@ import typer
 from producer.cli.jobs import AsJson, connect, console, find, line, print_json
 from producer.client import Batch, Job
 from producer.jobs.contract import Priority
+from producer.jobs.errors import SettingsError
 
 BatchId = Annotated[UUID, typer.Argument(help="A batch.")]
 
@@ -58,9 +60,21 @@ def delete(
     with connect() as client:
         batch = client.batch(id)
         if not yes:
-            typer.confirm(f"{line(batch)}\ndelete all of it, with its images?", abort=True, err=True)
+            _confirm(f"{line(batch)}\ndelete all of it, with its images?")
         client.delete_batch(batch)
     console.print(f"deleted batch {id}", markup=False)
+
+
+def _confirm(question: str) -> None:
+    """Return if the answer is yes. Raises: SettingsError: there is nobody to ask; Abort."""
+    try:
+        sure = typer.confirm(question, err=True)
+    except typer.Abort:
+        if sys.stdin.isatty():  # Ctrl-C
+            raise
+        raise SettingsError("nothing was deleted, as nobody is there to ask: say --yes (-y)") from None
+    if not sure:
+        raise typer.Abort
 
 
 def _tell(now: Batch | Job, as_json: bool) -> None:

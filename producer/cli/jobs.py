@@ -1,6 +1,8 @@
 """The commands of those who submitted images: status, wait, cancel. They speak HTTP to the farm."""
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Annotated
 from uuid import UUID
 
@@ -9,13 +11,23 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 
-from producer.cli.progress import BatchProgress
+from producer.cli.progress import BatchProgress, how_to_resume
 from producer.client import Batch, Client, Farm, Job, NotFound, Refused, Worker
 from producer.jobs.contract import DEFAULT_TENANT
 from producer.jobs.errors import SettingsError
 from producer.jobs.settings import Settings, load_settings
 
 EXIT_SOME_FAILED = 1
+EXIT_BAD_INPUT = 2
+FAILURES_READ = 1_000
+"""Jobs that are asked why they failed: a batch may have a million."""
+MESSAGE_SHOWN = 300
+"""Characters of the words of an error that stand for many; a job's own status has them all."""
+
+NO_WORKER = (
+    "no worker lives: `ovis-batch up` starts the whole farm with one, which takes some seconds to load; "
+    "`ovis-batch workers` starts one more for each device of this machine"
+)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for a program to read.")]
 console = Console(highlight=False, soft_wrap=True)
@@ -26,13 +38,15 @@ def status(
     id: Annotated[UUID | None, typer.Argument(help="A job or a batch; default: the whole farm.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show a job, a batch, or the whole farm."""
+    """Show a job, a batch with why its jobs failed, or the whole farm."""
     with connect() as client:
         shown: Job | Batch | Farm = client.farm() if id is None else find(client, id)
-    if as_json:
-        print_json(shown)
-    else:
-        console.print(_farm_table(shown) if isinstance(shown, Farm) else line(shown), markup=False)
+        if as_json:
+            print_json(shown)
+        elif isinstance(shown, Farm):
+            console.print(_farm_table(shown), markup=False)
+        else:
+            console.print("\n".join([line(shown), *_more(client, shown)]), markup=False)
 
 
 def wait(id: Annotated[UUID, typer.Argument(help="A job or a batch.")], as_json: AsJson = False) -> int:
@@ -98,8 +112,36 @@ def wait_and_tell(client: Client, submitted: Job | Batch, as_json: bool) -> int:
     if as_json:
         print_json(ended)
     else:
-        console.print(f"{line(ended)}\n  ovis-batch results {ended.id} --to results", markup=False)
+        told = [line(ended), *_more(client, ended), f"  ovis-batch results {ended.id} --to results"]
+        console.print("\n".join(told), markup=False)
     return exit_code(ended)
+
+
+def _more(client: Client, shown: Job | Batch) -> Iterator[str]:
+    """What one line does not hold: how a paused batch goes on, why jobs failed, where a preview is."""
+    if isinstance(shown, Job):
+        if shown.preview_url and not shown.done:
+            yield f"  preview: {client.base_url}{shown.preview_url}"
+        return
+    if shown.paused and not shown.done:
+        yield f"  {how_to_resume(shown)}"
+    failed = shown.counts.get("failed", 0)
+    if failed > FAILURES_READ:
+        yield f"  of the first {FAILURES_READ:,} that failed:"
+    if failed:
+        yield from failures(islice(client.batch_jobs(shown, state="failed"), FAILURES_READ))
+
+
+def failures(failed: Iterator[Job]) -> Iterator[str]:
+    """Each error code with how many jobs have it, the most frequent first, and what the first of them says."""
+    counts: Counter[str] = Counter()
+    first: dict[str, str] = {}
+    for job in failed:
+        code = job.error_code or "without a code"
+        counts[code] += 1
+        first.setdefault(code, job.error_message or "says nothing")
+    for code, count in counts.most_common():
+        yield f"  {count} failed, {code}: {' '.join(first[code].split())[:MESSAGE_SHOWN]}"
 
 
 def exit_code(ended: Job | Batch) -> int:
@@ -143,8 +185,9 @@ def _farm_table(farm: Farm) -> Table:
     for worker in farm.workers:
         age = f"{worker.heartbeat_age_s:.0f} s ago" + ("" if worker.live else ", silent")
         table.add_row(f"{worker.host}:{worker.pid}", worker.device, _model(worker), str(len(worker.drawing)), age)
-    if not farm.workers:
-        table.caption = "no worker: start one with `ovis-batch worker`"
+    if not any(worker.live for worker in farm.workers):
+        table.caption = NO_WORKER
+        table.caption_justify = "left"
     return table
 
 

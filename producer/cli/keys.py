@@ -29,7 +29,11 @@ def create(
     scope: Annotated[list[Scope] | None, typer.Option(help="What it may do; default: submit and read.")] = None,
     admin: Annotated[bool, typer.Option("--admin", help="It may do everything, for every tenant.")] = False,
 ) -> None:
-    """Make a key, and show it this once: standard output holds it and nothing else."""
+    """Make a key, and show it this once: standard output holds it and nothing else.
+
+    A farm that listens on its own machine alone, as that of `ovis-batch up` does, asks nobody for one.
+    """
+    from producer.api.access import at_home
     from producer.api.bodies import KeyRequest
 
     given = {"scopes": [Scope.ADMIN] if admin else scope} if admin or scope else {}
@@ -40,6 +44,13 @@ def create(
     with _keys() as of_farm:
         record, key = of_farm.create(tenant, wanted.name, wanted.scopes)
     may = ", ".join(record.scopes)
+    settings = load_settings()
+    if at_home(settings.api_host, ()) and not settings.require_keys:
+        typer.echo(
+            f"an API on this machine alone (OVIS_API_HOST={settings.api_host}, OVIS_REQUIRE_KEYS not set) "
+            "asks for no key; this one counts there too",
+            err=True,
+        )
     typer.echo(f"key {record.id} of tenant {record.tenant} may {may}; it is not shown again:", err=True)
     typer.echo(key)
 

@@ -12,6 +12,11 @@ from producer.client import Batch
 LINE_EVERY_S = 5.0
 
 
+def how_to_resume(paused: Batch) -> str:
+    """What is said to whoever waits for a batch of which nothing begins."""
+    return f"is paused, and nothing more of it begins until: ovis-batch resume {paused.id}"
+
+
 class RateColumn(ProgressColumn):
     """Images a second since the first look."""
 
@@ -27,6 +32,7 @@ class BatchProgress:
         self._console = console
         self._name = name
         self._began = self._said = time.monotonic()
+        self._paused = False  # at the last look
         self._before: int | None = None  # finished at the first look: nobody saw how fast
         self._bar = Progress(
             TextColumn("{task.description}"),
@@ -50,6 +56,9 @@ class BatchProgress:
     def _show(self, batch: Batch) -> None:
         if self._before is None:
             self._before = batch.finished
+        if batch.paused and not self._paused and not batch.done:
+            self._console.print(f"{self._name}: {how_to_resume(batch)}", highlight=False, markup=False)
+        self._paused = batch.paused
         now = time.monotonic()
         rate = (batch.finished - self._before) / max(now - self._began, 1e-9)
         self._bar.update(self._task, completed=batch.finished, rate=rate)

@@ -14,12 +14,12 @@ import typer
 from pydantic import ValidationError
 
 from pipeline.request import ImageFormat
-from producer.cli.jobs import AsJson, connect, console, errors, print_json, wait_and_tell
+from producer.cli.jobs import EXIT_BAD_INPUT, AsJson, connect, console, errors, print_json, wait_and_tell
 from producer.client import Batch, Client, Job, Preview, Refused, ServerError, Unreachable
 from producer.client.attempts import AT_WORK
 from producer.jobs.contract import Priority, Submission
 from producer.jobs.errors import SettingsError
-from producer.manifest import ManifestKind
+from producer.manifest import SEPARATORS, ManifestKind, drawn_larger
 
 STDIN = Path("-")
 SPOOL_BYTES = 8 * 2**20
@@ -66,6 +66,10 @@ def submit(
     deduplicate: Annotated[
         bool, typer.Option("--deduplicate", help="Draw nothing again that was drawn already, with the same seed.")
     ] = False,
+    previews: Annotated[
+        int | None,
+        typer.Option(min=0, max=3, help="Unfinished pictures of one prompt; `status` says where."),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what a manifest would become and cost, and submit nothing.")
     ] = False,
@@ -103,8 +107,12 @@ def submit(
                 raise SettingsError(f"{', '.join(unfit)} goes with a manifest: give --file")
             values = _checked({"prompt": prompt, "name": name, **given})
             with _telling_the_key(key):
-                submitted: Job | Batch = client.submit(values, tenant=tenant, key=key, deduplicate=deduplicate)
+                submitted: Job | Batch = client.submit(
+                    values, tenant=tenant, key=key, deduplicate=deduplicate, previews=previews
+                )
         else:
+            if previews:
+                raise SettingsError("--previews goes with one prompt, not with --file")
             options = {
                 "name": batch_name or (file.stem if file != STDIN else "stdin"),
                 "template": template,
@@ -120,6 +128,8 @@ def submit(
             if dry_run:
                 return _dry_run(client, file, kind, options, as_json)
             submitted = _submit_manifest(client, file, kind, options, key)
+        if deduplicate:
+            errors.print(_there_already(submitted), markup=False)
         if not wait_:
             _say_submitted(submitted, as_json)
             return 0
@@ -165,8 +175,9 @@ def _checked(values: dict[str, Any]) -> dict[str, Any]:
     try:
         Submission.model_validate(values)
     except ValidationError as error:
-        problems = (f"{'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors())
-        raise SettingsError("; ".join(problems)) from None
+        problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()]
+        larger = drawn_larger(values.get("width"), values.get("height"))
+        raise SettingsError("; ".join([*problems, *([larger] if larger else [])])) from None
     return values
 
 
@@ -199,7 +210,8 @@ def _dry_run(client: Client, file: Path, kind: ManifestKind | None, options: dic
         print_json(preview)
     else:
         console.print("\n".join(_previewed(preview)), markup=False)
-    return 0
+    refused = preview.rejected and not (options.get("partial") and preview.jobs)
+    return EXIT_BAD_INPUT if refused else 0
 
 
 def _previewed(preview: Preview) -> Iterator[str]:
@@ -211,8 +223,14 @@ def _previewed(preview: Preview) -> Iterator[str]:
         yield f"… and {preview.jobs - SHOWN_ROWS} more"
     for problem in preview.problems:
         yield _told(problem.line, problem.field, problem.message)
-    rejected = f"; {preview.rejected} rows are bad" if preview.rejected else ""
-    yield f"{preview.jobs} images{rejected}"
+    if preview.problem_count > len(preview.problems):
+        yield f"… and {preview.problem_count - len(preview.problems)} more problems"
+    rejected = f"; bad rows: {preview.rejected}, with which nothing is submitted without --partial"
+    yield f"{preview.jobs} images{rejected if preview.rejected else ''}"
+    if preview.separator not in (None, ","):
+        yield f"its first line says that a {SEPARATORS[preview.separator]} separates the cells"
+    if preview.carried:
+        yield f"only carried along into the results: {', '.join(preview.carried)}"
     if preview.estimate:
         estimate = preview.estimate
         end = (
@@ -271,6 +289,13 @@ def _whole(file: Path, opened: contextlib.ExitStack) -> IO[bytes]:
         errors.print("\nnothing was submitted", markup=False)
         raise
     return spool
+
+
+def _there_already(submitted: Job | Batch) -> str:
+    """What deduplication has found, beside the JSON: what is drawn at the moment of its submission was drawn before."""
+    if isinstance(submitted, Batch):
+        return f"there already: {submitted.counts['succeeded']} of {submitted.jobs} images"
+    return f"there already: {'the image' if submitted.state == 'succeeded' else 'nothing, so it is drawn'}"
 
 
 def _say_submitted(submitted: Job | Batch, as_json: bool) -> None:

@@ -7,7 +7,7 @@ import typer
 
 from producer.cli.jobs import AsJson, connect, console, print_json
 from producer.client import Delivery, Webhook
-from producer.jobs.contract import EventKind
+from producer.jobs.contract import DEFAULT_TENANT, EventKind
 
 webhooks = typer.Typer(help="Let addresses be told of what happens, signed by Standard Webhooks.", no_args_is_help=True)
 
@@ -18,17 +18,22 @@ WebhookId = Annotated[UUID, typer.Argument(help="As `list` shows it.")]
 def add(
     url: Annotated[str, typer.Argument(help="Where events are sent, https://…")],
     kind: Annotated[
-        list[EventKind] | None, typer.Option(help="What is sent; may be given again; default: batch.finished.")
+        list[EventKind] | None,
+        typer.Option(help="What is sent, never job.progress; may be given again; default: batch.finished."),
+    ] = None,
+    tenant: Annotated[
+        str | None, typer.Option(help="Whose events are told; another's only an administrator's key may name.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Let an address be told, and show the secret by which its receiver verifies that, this once."""
     with connect() as client:
-        made = client.create_webhook(url, kinds=kind)
+        made = client.create_webhook(url, kinds=kind, tenant=tenant)
     if as_json:
         print_json(made)
         return
-    typer.echo(f"webhook {made.id} is told {', '.join(made.kinds)}; its secret is not shown again:", err=True)
+    told = f"{', '.join(made.kinds)}{_whose(made)}"
+    typer.echo(f"webhook {made.id} is told {told}; its secret is not shown again:", err=True)
     typer.echo(made.secret)
 
 
@@ -80,9 +85,13 @@ def _tell(shown: Webhook | Delivery, as_json: bool) -> None:
         print_json(shown)
     elif isinstance(shown, Webhook):
         state = f"disabled {shown.disabled_at:%Y-%m-%d %H:%M} UTC" if shown.disabled_at else "enabled"
-        console.print(f"{shown.id}  {shown.url}  {','.join(shown.kinds)}  {state}", markup=False)
+        console.print(f"{shown.id}  {shown.url}  {','.join(shown.kinds)}{_whose(shown)}  {state}", markup=False)
     else:
         console.print(f"{shown.id}  {shown.kind}  {shown.created_at:%Y-%m-%d %H:%M} UTC  {_went(shown)}", markup=False)
+
+
+def _whose(webhook: Webhook) -> str:
+    return f" of tenant {webhook.tenant}" if webhook.tenant != DEFAULT_TENANT else ""
 
 
 def _went(delivery: Delivery) -> str:

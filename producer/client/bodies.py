@@ -42,7 +42,7 @@ class ManifestOptions(TypedDict, total=False):
     partial: bool
     """Submit the good rows though others are bad."""
     deduplicate: bool
-    """What was drawn already is not drawn again."""
+    """What was drawn already is not drawn again; of the answer it is ``counts["succeeded"]``."""
 
 
 def fields_of(request: Request) -> dict[str, Any]:

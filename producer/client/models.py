@@ -99,6 +99,7 @@ class Batch(Answer):
     metadata: dict[str, str]
     refused: list[dict[str, Any]]
     jobs: int
+    lines: int
     rejected: int
     counts: dict[str, int]
     finished: int
@@ -162,7 +163,8 @@ class Estimate(Answer):
 class Preview(Answer):
     """What a manifest would become: its first jobs, its first problems. Nothing of it was submitted.
 
-    ``work`` is of all its jobs, in megapixel-steps.
+    ``work`` is of all its jobs, in megapixel-steps. ``carried``: columns that nothing uses and that come along into the
+    results; the first 100. ``separator``: of the cells of a CSV file.
     """
 
     rows: list[dict[str, Any]]
@@ -170,6 +172,8 @@ class Preview(Answer):
     rejected: int
     problems: list[Fault]
     problem_count: int
+    carried: list[str]
+    separator: str | None
     work: float
     estimate: Estimate
 

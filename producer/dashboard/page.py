@@ -75,7 +75,7 @@ def dashboard(view: Callable[..., Any], *, lease_s: float, api_path: str, image_
 def login_page(wrong: str | None = None) -> HTMLResponse:
     """The form that asks for a key; ``wrong`` says what is wrong with the one that was given."""
     body = _templates("").get_template("login.html").render(wrong=wrong)
-    return HTMLResponse(body, 401 if wrong else 200, _headers(""))
+    return HTMLResponse(body, 401 if wrong else 200, _headers())
 
 
 def _templates(api_path: str) -> jinja2.Environment:
@@ -96,12 +96,13 @@ def _templates(api_path: str) -> jinja2.Environment:
     return templates
 
 
-def _headers(image_origin: str) -> dict[str, str]:
+def _headers(image_origin: str | None = None) -> dict[str, str]:
     """A page that shows strangers' text runs no code but its own, even if a template once forgot to escape."""
-    parts = urlsplit(image_origin)
+    parts = urlsplit(image_origin or "")
+    images = f"'self' {parts.scheme}://{parts.netloc}" if image_origin else "'self'"
     policy = (
         "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; base-uri 'none'; "
-        f"form-action 'self'; frame-ancestors 'none'; img-src 'self' {parts.scheme}://{parts.netloc}"
+        f"form-action 'self'; frame-ancestors 'none'; img-src {images}"
     )
     return {
         "Content-Security-Policy": policy,

@@ -15,12 +15,9 @@ then stand though its answer was lost: asked again it looks like a duplicate, an
 (``worker.lease``) gives the job back.
 """
 
-import hashlib
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -28,7 +25,6 @@ import psycopg
 from psycopg.types.json import Json
 from sqlalchemy import Connection, text
 
-from producer.jobs import prompt_words
 from producer.jobs.contract import (
     DEFAULT_TENANT,
     RETRIED,
@@ -56,27 +52,30 @@ from producer.jobs.contract import (
 )
 from producer.jobs.errors import (
     IllegalTransition,
-    KeyAtWork,
-    KeyReused,
     LostClaim,
     NotFound,
-    TooManyJobs,
-    TooManyRejections,
 )
 from producer.jobs.limits import Allowance
-from producer.jobs.postgres import Database, as_owner, reaching
-from producer.jobs.prompt_words import WordRows
+from producer.jobs.postgres import Database, reaching
+from producer.jobs.submitting import (
+    COMPLETE_BATCH,
+    INSERT_BATCH,
+    REFUSE_BATCH,
+    SHARE_DRAWN,
+    Destination,
+    batch_lanes,
+    came_before,
+    copy_jobs,
+    drawn_before,
+    insert_rejections,
+    single_lane,
+    without_rejections,
+)
 from producer.jobs.table import jobs as jobs_table
 from producer.jobs.tallies import BATCH_COUNTS, BATCH_OPEN, FARM_COUNTS
 
 CHANNEL = "ovis_jobs"
 """Notified by every commit that queues a job."""
-JOBS_MAX = 1_000_000
-"""Of one batch: a small file can stand for many more."""
-REJECTIONS_MAX = 100_000
-"""Lines of one input that became no job. They are held in memory."""
-REJECTED_MAX_CHARACTERS = 200_000_000
-"""Of all that those lines held."""
 
 
 class Store:
@@ -129,14 +128,14 @@ class Store:
         ``deduplicate``: if the tenant has the very image already, its job is the answer, and nothing is inserted.
         """
         with self._begin() as connection:
-            drawn = _drawn(connection, submission, tenant) if deduplicate else None
+            drawn = drawn_before(connection, submission, tenant) if deduplicate else None
             job_id = drawn or uuid4()
-            earlier = _earlier(connection, tenant, key, job_id=job_id)
+            earlier = came_before(connection, tenant, key, job_id=job_id)
             if earlier is None and drawn is None:
                 allowance = Allowance(connection, tenant)
-                lanes = {submission.priority: _single_lane(connection, tenant, submission.priority)}
-                to = _Destination(tenant, None, lanes, max_failures, previews)
-                _copy_jobs(connection, to, [submission], [job_id])
+                lanes = {submission.priority: single_lane(connection, tenant, submission.priority)}
+                to = Destination(tenant, None, lanes, max_failures, previews)
+                copy_jobs(connection, to, [submission], [job_id])
                 allowance.settle(1)
                 _notify(connection)
         return self.job(job_id if earlier is None else earlier.job_id)
@@ -167,23 +166,23 @@ class Store:
         """
         batch_id = uuid4()
         with self._begin() as connection:
-            earlier = _earlier(connection, tenant, key, batch_id=batch_id)
+            earlier = came_before(connection, tenant, key, batch_id=batch_id)
             if earlier is None:
                 allowance = Allowance(connection, tenant)
                 connection.execute(text("SET LOCAL statement_timeout = 0"))
                 batch = {"id": batch_id, "tenant": tenant, "name": name, "weight": weight, "file": file_id}
-                connection.execute(_INSERT_BATCH, batch | {"metadata": Json(dict(metadata or {}))})
-                lanes = _batch_lanes(connection, tenant, batch_id)
+                connection.execute(INSERT_BATCH, batch | {"metadata": Json(dict(metadata or {}))})
+                lanes = batch_lanes(connection, tenant, batch_id)
                 rejections: list[Rejection] = []
-                good = _good(entries, rejections)
+                good = without_rejections(entries, rejections)
                 if not deduplicate:  # else nobody knows yet how many will wait
                     good = allowance.within(good)
-                count, lines = _copy_jobs(connection, _Destination(tenant, batch_id, lanes, max_failures), good)
-                _insert_rejections(connection, tenant, batch_id, rejections)
+                count, lines = copy_jobs(connection, Destination(tenant, batch_id, lanes, max_failures), good)
+                insert_rejections(connection, tenant, batch_id, rejections)
                 counts = {"jobs": count, "lines": lines, "rejected": len(rejections)}
-                connection.execute(_COMPLETE_BATCH, {"id": batch_id, **counts})
+                connection.execute(COMPLETE_BATCH, {"id": batch_id, **counts})
                 if deduplicate:
-                    connection.execute(_SHARE_DRAWN, {"batch": batch_id, "tenant": tenant})
+                    connection.execute(SHARE_DRAWN, {"batch": batch_id, "tenant": tenant})
                 allowance.settle(count)
                 _notify(connection)
         return self.batch(batch_id if earlier is None else earlier.batch_id)
@@ -204,9 +203,9 @@ class Store:
         batch = {"id": batch_id, "tenant": tenant, "name": name, "weight": 1.0, "file": file_id}
         values = batch | {"metadata": Json(dict(metadata or {})), "refused": Json([dict(fault) for fault in refused])}
         with self._begin() as connection:
-            earlier = _earlier(connection, tenant, key, batch_id=batch_id)
+            earlier = came_before(connection, tenant, key, batch_id=batch_id)
             if earlier is None:
-                connection.execute(_REFUSE_BATCH, values)
+                connection.execute(REFUSE_BATCH, values)
         return self.batch(batch_id if earlier is None else earlier.batch_id)
 
     # Reading.
@@ -697,228 +696,6 @@ def _lock_batch(connection: Connection, batch_id: UUID) -> None:
     connection.execute(text("SET LOCAL statement_timeout = 0"))
     if connection.execute(_LOCK_BATCH, {"batch": batch_id}).first() is None:
         raise NotFound("batch", batch_id)
-
-
-def _earlier(connection: Connection, tenant: str, key: SubmissionKey | None, **ids: UUID) -> Any:
-    """What came of this key when it came before; None, with the key kept for ``ids``, if it is new.
-
-    Raises: KeyReused; KeyAtWork: another transaction submits with the same key at this moment.
-    """
-    if key is None:
-        return None
-    if not connection.scalar(_LOCK_KEY, {"tenant": tenant, "key": key.key}):
-        raise KeyAtWork(key.key)
-    values = {"tenant": tenant, "key": key.key, "fingerprint": key.fingerprint, "job_id": None, "batch_id": None} | ids
-    if connection.execute(_KEEP_KEY, values).rowcount:
-        return None
-    earlier = connection.execute(_EARLIER, values).one()
-    if earlier.fingerprint != key.fingerprint:
-        raise KeyReused(key.key)
-    return earlier
-
-
-def _drawn(connection: Connection, submission: Submission, tenant: str) -> UUID | None:
-    """The job that drew this very image with a model that the farm has now. One without a seed is drawn anew."""
-    if submission.seed is None:
-        return None
-    values = {"tenant": tenant, "fingerprint": _fingerprint(submission.request().model_dump_json())}
-    found: UUID | None = connection.execute(_DRAWN, values).scalar()
-    return found
-
-
-def _single_lane(connection: Connection, tenant: str, priority: Priority) -> int:
-    """The lane of the jobs that the tenant submits alone, open, and not to be closed before the commit.
-
-    One that is open already is locked together with others who submit, so that none waits for another.
-    """
-    values = {"tenant": tenant, "priority": priority.rank}
-    found = connection.execute(_OPEN_SINGLE_LANE, values).scalar()
-    return int(found or connection.execute(_SINGLE_LANE, values).scalar_one())
-
-
-def _batch_lanes(connection: Connection, tenant: str, batch_id: UUID) -> dict[Priority, int]:
-    """A lane of each priority, since nothing else can be asked while rows are copied; the unused close soon."""
-
-    def opened(priority: Priority) -> int:
-        values = {"tenant": tenant, "batch": batch_id, "priority": priority.rank}
-        return int(connection.execute(_BATCH_LANE, values).scalar_one())
-
-    return {priority: opened(priority) for priority in Priority}
-
-
-@dataclass(frozen=True)
-class _Destination:
-    """What the jobs that are inserted together have in common."""
-
-    tenant: str
-    batch_id: UUID | None
-    lanes: Mapping[Priority, int]
-    max_failures: int
-    previews: int = 0
-
-
-def _good(
-    entries: Iterable[Submission | Entry | Rejection], rejections: list[Rejection]
-) -> Iterator[Submission | Entry]:
-    """The jobs to be, while the others gather in ``rejections``. Raises: TooManyRejections."""
-    characters = 0
-    for entry in entries:
-        if isinstance(entry, Rejection):
-            rejections.append(entry)
-            characters += len(json.dumps(entry.source)) + len(entry.message)
-            if len(rejections) > REJECTIONS_MAX or characters > REJECTED_MAX_CHARACTERS:
-                raise TooManyRejections(REJECTIONS_MAX)
-        else:
-            yield entry
-
-
-def _insert_rejections(connection: Connection, tenant: str, batch_id: UUID, rejections: Sequence[Rejection]) -> None:
-    if rejections:
-        rows = [
-            {"tenant": tenant, "batch": batch_id, **vars(rejection), "source": Json(rejection.source)}
-            for rejection in rejections
-        ]
-        connection.execute(_INSERT_REJECTION, rows)
-
-
-def _fingerprint(request_json: str) -> bytes:
-    """By which equal requests with equal seeds are found."""
-    return hashlib.sha256(request_json.encode()).digest()
-
-
-def _copy_jobs(
-    connection: Connection,
-    to: _Destination,
-    entries: Iterable[Submission | Entry],
-    ids: Sequence[UUID] | None = None,
-) -> tuple[int, int]:
-    """Insert the jobs through COPY, the fastest way in; returns how many there were, and of how many lines. Those of
-    one line come together. Raises: TooManyJobs."""
-    count = lines = 0
-    last_line = None
-    with WordRows(to.tenant, to.batch_id) as words, as_owner(connection):
-        with connection.connection.cursor().copy(_COPY_JOBS) as copy:
-            for count, entry in enumerate(entries, start=1):
-                if count > JOBS_MAX:
-                    raise TooManyJobs(JOBS_MAX)
-                submission, line, source = (
-                    (entry.submission, entry.line, entry.source) if isinstance(entry, Entry) else (entry, None, None)
-                )
-                if line is None or line != last_line:
-                    lines, last_line = lines + 1, line
-                job_id = ids[count - 1] if ids else uuid4()
-                request = submission.request()
-                request_json = request.model_dump_json()
-                copy.write_row(
-                    (
-                        job_id,
-                        to.tenant,
-                        to.batch_id,
-                        to.lanes[submission.priority],
-                        count - 1,
-                        line,
-                        None if source is None else Json(source),
-                        submission.name,
-                        submission.priority.rank,
-                        request.work,
-                        request_json,
-                        _fingerprint(request_json),
-                        to.max_failures,
-                        to.previews,
-                    )
-                )
-                words.add(job_id, count - 1, request.prompt)
-        with connection.connection.cursor().copy(prompt_words.COPY) as copy:
-            for chunk in words.chunks():
-                copy.write(chunk)
-    return count, lines
-
-
-_COPY_JOBS = """
-    COPY jobs (id, tenant, batch_id, lane_id, position, line, source, name, priority, work, request, fingerprint,
-               max_failures, previews) FROM STDIN
-"""
-
-_INSERT_BATCH = text(
-    """
-    INSERT INTO batches (id, tenant, name, weight, file_id, metadata)
-    VALUES (:id, :tenant, :name, :weight, :file, :metadata)
-    """
-)
-
-_REFUSE_BATCH = text(
-    """
-    INSERT INTO batches (id, tenant, name, weight, file_id, metadata, refused, finished_at)
-    VALUES (:id, :tenant, :name, :weight, :file, :metadata, :refused, now())
-    """
-)
-
-_INSERT_REJECTION = text(
-    """
-    INSERT INTO rejections (batch_id, line, tenant, source, code, message, field)
-    VALUES (:batch, :line, :tenant, :source, :code, :message, :field)
-    """
-)
-
-_MODELS_NOW = """
-    SELECT model, revision FROM workers WHERE stopped_at IS NULL AND heartbeat_at > now() - interval '1 minute'
-    UNION (SELECT model, revision FROM workers ORDER BY heartbeat_at DESC LIMIT 1)
-"""
-"""What the farm draws with: the models of the workers that live, and that of the one seen last."""
-
-_DRAWN = text(
-    f"""
-    SELECT jobs.id FROM jobs JOIN workers ON workers.id = jobs.worker_id
-    WHERE jobs.fingerprint = :fingerprint AND jobs.state = 'succeeded' AND jobs.tenant = :tenant
-      AND (workers.model, workers.revision) IN ({_MODELS_NOW})
-    LIMIT 1 FOR KEY SHARE OF jobs SKIP LOCKED
-    """
-)
-
-_SHARE_DRAWN = text(
-    f"""
-    UPDATE jobs SET state = 'succeeded', finished_at = now(), copy_of = drawn.id, worker_id = drawn.worker_id,
-        object_key = drawn.object_key, sha256 = drawn.sha256, size_bytes = drawn.size_bytes,
-        width_px = drawn.width_px, height_px = drawn.height_px, format = drawn.format, warnings = drawn.warnings
-    FROM (
-        SELECT DISTINCT ON (fingerprint) before.* FROM jobs AS before
-        JOIN workers ON workers.id = before.worker_id
-        WHERE before.state = 'succeeded' AND before.tenant = :tenant AND before.fingerprint IN (
-                  SELECT fingerprint FROM jobs WHERE batch_id = :batch)
-          AND (workers.model, workers.revision) IN ({_MODELS_NOW})
-    ) AS drawn
-    WHERE jobs.batch_id = :batch AND jobs.state = 'queued' AND jobs.fingerprint = drawn.fingerprint
-    """
-)
-
-_COMPLETE_BATCH = text("UPDATE batches SET jobs = :jobs, lines = :lines, rejected = :rejected WHERE id = :id")
-
-# Until the end of the transaction. By a hash: that two keys share one costs the later of them a second question.
-_LOCK_KEY = text("SELECT pg_try_advisory_xact_lock(hashtextextended(:key, hashtextextended(:tenant, 0)))")
-_KEEP_KEY = text(
-    """
-    INSERT INTO submissions (tenant, key, fingerprint, job_id, batch_id)
-    VALUES (:tenant, :key, :fingerprint, :job_id, :batch_id) ON CONFLICT DO NOTHING
-    """
-)
-
-_EARLIER = text("SELECT fingerprint, job_id, batch_id FROM submissions WHERE tenant = :tenant AND key = :key")
-
-_OPEN_SINGLE_LANE = text(
-    "SELECT id FROM lanes WHERE tenant = :tenant AND batch_id IS NULL AND priority = :priority AND open FOR SHARE"
-)
-
-_SINGLE_LANE = text(
-    f"""
-    INSERT INTO lanes (tenant, priority, open) VALUES (:tenant, :priority, true)
-    ON CONFLICT (tenant, coalesce(batch_id, CAST('{UUID(int=0)}' AS uuid)), priority) DO UPDATE SET open = true
-    RETURNING id
-    """
-)
-
-_BATCH_LANE = text(
-    "INSERT INTO lanes (tenant, batch_id, priority, open) VALUES (:tenant, :batch, :priority, true) RETURNING id"
-)
 
 
 _TENANT_COLUMNS = ", ".join(Tenant.model_fields)

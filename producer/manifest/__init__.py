@@ -9,15 +9,25 @@ from enum import StrEnum
 from typing import IO
 
 from producer.jobs.contract import Entry, Rejection
-from producer.manifest.csv_rows import csv_rows
+from producer.manifest.csv_rows import SEPARATORS, csv_rows, separator_of
 from producer.manifest.json_rows import json_rows
 from producer.manifest.names import Names
 from producer.manifest.problem import ManifestError, Problem
 from producer.manifest.recipe import Recipe
 from producer.manifest.record import Record, storable
-from producer.manifest.sizes import Size, size_sets
+from producer.manifest.sizes import Size, drawn_larger, size_sets
 
-__all__ = ["ManifestError", "ManifestKind", "Problem", "Reading", "Recipe", "Size", "size_sets"]
+__all__ = [
+    "SEPARATORS",
+    "ManifestError",
+    "ManifestKind",
+    "Problem",
+    "Reading",
+    "Recipe",
+    "Size",
+    "drawn_larger",
+    "size_sets",
+]
 
 PROBLEMS_MAX = 20
 """Problems that are told; more are only counted."""
@@ -47,6 +57,12 @@ class Reading:
         self.rejected = 0
         self.problems: list[Problem] = []
         self.count = 0
+        self.separator: str | None = None  # of the cells of a CSV file
+
+    @property
+    def carried(self) -> list[str]:
+        """Columns that nothing uses and that only come along into the results: the first ones that were read."""
+        return list(self._recipe.carried)
 
     def entries(self, *, partial: bool = False) -> Iterator[Entry | Rejection]:
         """Every job, in order; with ``partial`` the bad rows between them. Without it nothing follows a first bad row,
@@ -86,7 +102,8 @@ class Reading:
         if self._kind is ManifestKind.JSONL:
             return json_rows(self._file)
         if self._kind is ManifestKind.CSV:
-            return csv_rows(self._file, self._recipe.check_header)
+            self.separator = separator_of(self._file)
+            return csv_rows(self._file, self.separator, self._recipe.check_header)
         from producer.manifest.xlsx_rows import xlsx_rows  # openpyxl takes a quarter of a second to import
 
         return xlsx_rows(self._file, self._recipe.check_header)

@@ -1,4 +1,8 @@
-"""Rows of a CSV file, in constant memory. The first row names the columns."""
+"""Rows of a CSV file, in constant memory. The first row names the columns.
+
+Of comma, semicolon and tab that one separates the cells which the first line holds most often outside quotes; the comma
+where none does, or as often. Rows say nothing of it: prompts are full of commas.
+"""
 
 import csv
 from collections.abc import Callable, Iterator, Sequence
@@ -12,21 +16,29 @@ LINE_MAX_CHARACTERS = 4_000_000
 ROW_MAX_LINES = 10_000
 """Over which the quoted cells of one row may go."""
 COLUMNS_MAX = 700
+SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab"}
 
 CheckHeader = Callable[[Sequence[str]], Sequence[Problem]]
 """What is wrong with the names of the columns."""
 
 
-def csv_rows(file: IO[bytes], check_header: CheckHeader) -> Iterator[Record]:
+def csv_rows(file: IO[bytes], separator: str, check_header: CheckHeader) -> Iterator[Record]:
     """Raises: ManifestError: no more of the file can be read, or its header is wrong."""
     header: list[str] = []
-    records = _numbered(file, header)
+    records = _numbered(file, separator, header)
     _, first = next(records, (1, []))
-    header += [cell.strip() for cell in first]
+    header += _filled([cell.strip() for cell in first])
     check_columns(header, check_header)
     for line, cells in records:
         if any(cell.strip() for cell in cells):
-            yield _record(line, header, cells)
+            yield _record(line, header, cells, separator)
+
+
+def separator_of(file: IO[bytes]) -> str:
+    """By the first line, see above. Raises: ManifestError: it is no text."""
+    first = next(lines(file, LINE_MAX_CHARACTERS), "")
+    outside = "".join(first.split('"')[::2])
+    return max(SEPARATORS, key=outside.count)
 
 
 def check_columns(header: Sequence[str], check_header: CheckHeader) -> None:
@@ -35,8 +47,6 @@ def check_columns(header: Sequence[str], check_header: CheckHeader) -> None:
         raise ManifestError.of_file("is empty: the first line must name the columns")
     if len(header) > COLUMNS_MAX:
         raise ManifestError.of_file(f"has {len(header)} columns: {COLUMNS_MAX} are read at most", line=1)
-    if len(header) == 1:
-        _check_separator(header[0], check_header)
     unnamed = next((place for place, column in enumerate(header, start=1) if not column), None)
     if unnamed:
         raise ManifestError.of_file(f"column {unnamed} has no name", line=1)
@@ -44,24 +54,30 @@ def check_columns(header: Sequence[str], check_header: CheckHeader) -> None:
         raise ManifestError(problems[:20], len(problems))
 
 
-def _check_separator(header: str, check_header: CheckHeader) -> None:
-    for separator, name in ((";", "semicolons"), ("\t", "tabs")):
-        if separator in header and check_header([header]):
-            raise ManifestError.of_file(f"its columns are separated by {name}: save it with commas", line=1)
+def _filled(cells: list[str]) -> list[str]:
+    """Without the empty cells at the end, which spreadsheets write where a column was used once."""
+    while cells and not cells[-1].strip():
+        cells.pop()
+    return cells
 
 
-def _record(line: int, header: Sequence[str], cells: Sequence[str]) -> Record:
+def _record(line: int, header: Sequence[str], cells: list[str], separator: str) -> Record:
     values = dict(zip(header, cells, strict=False))
-    if len(cells) <= len(header):
-        return Record(line, values)
-    told = f"has {len(cells)} cells and the header {len(header)}: put a cell that holds a comma in quotes"
-    return Record(line, values, (Problem(line, None, told),))
+    if len(cells) < len(header):  # whatever is missing, it need not be what stands at the end
+        told = f"is missing: the row has {len(cells)} cells and the header names {len(header)}"
+        return Record(line, values, (Problem(line, header[len(cells)], told),))
+    if len(cells) > len(header) and len(_filled(cells)) > len(header):
+        name = SEPARATORS[separator]
+        told = f"has {len(cells)} cells and the header names {len(header)}: put a cell that holds a {name} in quotes"
+        return Record(line, values, (Problem(line, None, told),))
+    return Record(line, values)
 
 
-def _numbered(file: IO[bytes], header: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
+def _numbered(file: IO[bytes], separator: str, header: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
     """Each row with the line on which it begins; quoted cells may go over many."""
     kept: list[str] = []  # the lines of the row that is being read, to say what is wrong with it
-    reader = csv.reader(_keeping(lines(file, LINE_MAX_CHARACTERS), kept, header), strict=True)
+    read = _keeping(lines(file, LINE_MAX_CHARACTERS), kept, separator, header)
+    reader = csv.reader(read, delimiter=separator, strict=True)
     while True:
         begins = reader.line_num + 1
         kept.clear()
@@ -70,13 +86,13 @@ def _numbered(file: IO[bytes], header: Sequence[str]) -> Iterator[tuple[int, lis
         except StopIteration:
             return
         except csv.Error as error:
-            raise _told(error, begins, "".join(kept), header) from None
+            raise _told(error, begins, "".join(kept), separator, header) from None
         if len(kept[-1]) == LINE_MAX_CHARACTERS:
             raise ManifestError.of_file(f"is longer than {LINE_MAX_CHARACTERS:,} characters", line=begins)
         yield begins, cells
 
 
-def _keeping(read: Iterator[str], kept: list[str], header: Sequence[str]) -> Iterator[str]:
+def _keeping(read: Iterator[str], kept: list[str], separator: str, header: Sequence[str]) -> Iterator[str]:
     """Raises: ManifestError: a row, of which the lines before are ``kept``, is too long."""
     characters = 0
     for number, line in enumerate(read, start=1):
@@ -85,24 +101,24 @@ def _keeping(read: Iterator[str], kept: list[str], header: Sequence[str]) -> Ite
         if characters > LINE_MAX_CHARACTERS or len(kept) > ROW_MAX_LINES:
             most = f"{ROW_MAX_LINES:,} lines or {LINE_MAX_CHARACTERS:,} characters"
             told = f"is no CSV: this row has more than {most}: is a quote in it not closed?"
-            column = _column("".join(kept), header)
+            column = _column("".join(kept), separator, header)
             raise ManifestError.of_file(told, line=number - len(kept) + 1, column=column)
         yield line
 
 
-def _told(error: csv.Error, line: int, text: str, header: Sequence[str]) -> ManifestError:
+def _told(error: csv.Error, line: int, text: str, separator: str, header: Sequence[str]) -> ManifestError:
     """In words for whoever wrote the file, where Python's own are for whoever reads it."""
     words, limit = str(error), csv.field_size_limit()
     if words == "unexpected end of data":
         told = "is no CSV: a quote is opened in this row and closed nowhere below"
-        return ManifestError.of_file(told, line=line, column=_column(text, header))
+        return ManifestError.of_file(told, line=line, column=_column(text, separator, header))
     if words.startswith("field larger than field limit"):
         told = f"is no CSV: a cell has more than {limit:,} characters: is a quote in this row not closed?"
-        return ManifestError.of_file(told, line=line, column=_column(text, header, limit))
+        return ManifestError.of_file(told, line=line, column=_column(text, separator, header, limit))
     return ManifestError.of_file(f"is no CSV: {words}", line=line)
 
 
-def _column(text: str, header: Sequence[str], longest: int | None = None) -> str:
+def _column(text: str, separator: str, header: Sequence[str], longest: int | None = None) -> str:
     """The name, or else the place, of the cell that is longer than ``longest``; without that, of the last one."""
     place, begins, quoted = 0, 0, False
     for position, character in enumerate(text):
@@ -110,6 +126,6 @@ def _column(text: str, header: Sequence[str], longest: int | None = None) -> str
             break
         if character == '"':
             quoted = not quoted
-        elif character == "," and not quoted:
+        elif character == separator and not quoted:
             place, begins = place + 1, position + 1
     return header[place] if place < len(header) else str(place + 1)

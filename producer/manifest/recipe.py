@@ -1,7 +1,8 @@
 """How the rows of a manifest become submissions: templates, defaults, what is varied; checked before any row is read.
 
 What a row says goes before a default, and what is varied goes before both. ``size`` is a column like others, and stands
-for width and height.
+for width and height. A column that nothing uses comes along into the results, with or without a template; one that is
+called almost like a field is refused, since it is more likely misspelt.
 """
 
 import difflib
@@ -15,7 +16,7 @@ from pipeline.request import PROMPT_MAX_CHARACTERS
 from producer.jobs.contract import Entry, Submission
 from producer.manifest.problem import ManifestError, Problem
 from producer.manifest.record import Record, unstorable
-from producer.manifest.sizes import size_of
+from producer.manifest.sizes import drawn_larger, size_of
 from producer.manifest.template import Template, Unfilled
 from producer.manifest.variation import variations
 
@@ -30,6 +31,11 @@ CHECKED_MAX = 1_000
 """Sets of columns that are remembered: rows of JSONL may have other ones each."""
 CHECKED_MAX_CHARACTERS = 1_000_000
 """Of all their names, the set that came last apart."""
+CARRIED_MAX = 100
+"""Columns that are remembered to be told, and characters of each name."""
+LETTERS = {field: frozenset(field) for field in (*FIELDS, SIZE)}
+ELSEWHERE = {"num_inference_steps": "steps", "guidance_scale": "guidance"}
+"""What diffusers and this farm's OpenAI paths call a field."""
 ROW_PROBLEMS_MAX = 20
 """Problems of one row that are told."""
 
@@ -68,6 +74,7 @@ class Recipe:
             self._check_values(values, option)
         self._checked: dict[tuple[str, ...], tuple[Problem, ...]] = {}
         self._checked_characters = 0
+        self.carried: dict[str, None] = {}  # in the order in which they were seen
 
     def _check_values(self, values: Mapping[str, Any], option: str) -> None:
         for field in values:
@@ -76,7 +83,8 @@ class Recipe:
         try:
             Submission.model_validate({"prompt": "-"} | _fields(values))
         except ValidationError as error:
-            problems = [Problem(0, option, f"{found.column}: {found.message}") for found in _problems(0, error)]
+            found = _problems(0, error, values)
+            problems = [Problem(0, option, f"{problem.column}: {problem.message}") for problem in found]
             raise ManifestError(problems) from None
 
     def check_header(self, columns: Sequence[str]) -> list[Problem]:
@@ -88,7 +96,8 @@ class Recipe:
         for column in sorted(self._used - there):
             problems.append(Problem(1, column, "is used by a template and is no column of the file"))
         if self._prompt is None and "prompt" not in {*map(str.lower, columns), *there}:
-            problems.append(Problem(1, "prompt", "is missing"))
+            there_are = ", ".join(columns)
+            problems.append(Problem(1, "prompt", f"is missing: the columns are {there_are[:200]}"))
         return problems
 
     def _unknown(self, line: int, columns: Sequence[str]) -> Iterator[Problem]:
@@ -105,12 +114,12 @@ class Recipe:
             return "is a column, but the template makes the prompt: write {prompt} in it, or remove the column"
         if column in FIELDS or column == SIZE or column in self._used:
             return None
-        near = difflib.get_close_matches(column.lower(), (*FIELDS, SIZE), n=1, cutoff=0.8)
-        if near:
-            return f"is no column of a request: write {near[0]!r}"
-        if self._prompt is not None:
-            return None  # the row's own: it comes back with the results
-        return f"is no column of a request, and no template uses it: there are {', '.join((*FIELDS, SIZE))}"
+        meant = _meant(column.lower())
+        if meant is None:
+            if len(self.carried) < CARRIED_MAX:
+                self.carried[column[:CARRIED_MAX]] = None
+            return None
+        return f"is no column of a request: write {meant!r}, or call it something else if it is your own"
 
     def entries(self, record: Record) -> list[Entry] | tuple[Problem, ...]:
         """The jobs of one row, or all that is wrong with it."""
@@ -124,7 +133,7 @@ class Recipe:
                 for varied in self._variations
             ]
         except ValidationError as error:
-            return tuple(_problems(record.line, error))
+            return tuple(_problems(record.line, error, {**self._base(given), **self._variations[0]}))
         except Unfilled as error:
             return (Problem(record.line, error.column, str(error)),)
 
@@ -160,6 +169,17 @@ class Recipe:
 
 def _fields(values: Mapping[str, Any]) -> dict[str, Any]:
     return {field: value for field, value in values.items() if field in FIELDS}
+
+
+def _meant(column: str) -> str | None:
+    """The field for which ``column`` is likely to stand: it differs in a letter or so, or in the order of its letters.
+    The words of many spreadsheets that are no slips (weight, quantity, style) lie further away."""
+    if column in ELSEWHERE:
+        return ELSEWHERE[column]
+    letters = frozenset(column)
+    alike = [field for field, of in LETTERS.items() if len(of ^ letters) <= 2]  # difflib would take its time for each
+    turned = (field for field in alike if len(field) == len(column) and sorted(field) == sorted(column))
+    return next(iter((*turned, *difflib.get_close_matches(column, alike, n=1, cutoff=0.85))), None)
 
 
 def _stem(file_name: str) -> str:
@@ -202,8 +222,10 @@ def _unstorable(record: Record) -> tuple[Problem, ...]:
     return tuple(islice(problems, ROW_PROBLEMS_MAX))
 
 
-def _problems(line: int, error: ValidationError) -> list[Problem]:
-    return [
-        Problem(line, ".".join(map(str, detail["loc"])), detail["msg"].removeprefix("Value error, "))
-        for detail in error.errors(include_url=False, include_input=False, include_context=False)
-    ]
+def _problems(line: int, error: ValidationError, values: Mapping[str, Any]) -> list[Problem]:
+    found = []
+    for detail in error.errors(include_url=False, include_input=False, include_context=False):
+        column, told = ".".join(map(str, detail["loc"])), detail["msg"].removeprefix("Value error, ")
+        larger = drawn_larger(*map(values.get, SIDES)) if column in SIDES else None
+        found.append(Problem(line, column, f"{told}: {larger}" if larger else told))
+    return found

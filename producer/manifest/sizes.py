@@ -11,6 +11,8 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from pipeline.request import SIDE_MAX_PX, SIDE_MIN_PX, ImageRequest
+
 FILE = Path(__file__).parent / "sizes.json"
 WRITTEN = re.compile(r"\s*(\d{1,5})\s*[xX×]\s*(\d{1,5})\s*")
 
@@ -20,6 +22,9 @@ class Size(NamedTuple):
 
     width: int
     height: int
+
+
+DEFAULT = Size(*(ImageRequest.model_fields[side].default for side in Size._fields))
 
 
 @functools.cache
@@ -44,3 +49,21 @@ def size_of(text: object) -> Size:
         near = difflib.get_close_matches(str(text).lower(), _named(), n=1)
         hint = f"did you mean {near[0]!r}?" if near else "write WIDTHxHEIGHT, or a name as 'leaderboard'"
         raise ValueError(f"is no size that is known here: {hint}") from None
+
+
+def drawn_larger(width: object, height: object) -> str | None:
+    """How a size with a side that is too small to be drawn is had all the same, as 320x50; None: it is not.
+
+    A side that is None has its default.
+    """
+    sides = (size if side is None else side for side, size in zip((width, height), DEFAULT, strict=True))
+    try:
+        size = Size(*(int(str(side)) for side in sides))
+    except ValueError:
+        return None
+    if not 0 < min(size) < SIDE_MIN_PX:
+        return None
+    times = -(-SIDE_MIN_PX // min(size))
+    if times * max(size) > SIDE_MAX_PX:
+        return None
+    return f"draw {times * size.width}x{times * size.height} and scale it down to {size.width}x{size.height}"

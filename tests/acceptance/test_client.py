@@ -150,6 +150,16 @@ def test_one_job_goes_in_and_is_cancelled(farm: Client) -> None:
     assert farm.farm().counts["cancelled"] == 1
 
 
+def test_previews_are_asked_for_and_their_place_is_told_while_the_job_is_drawn(farm: Client, hand: Farmhand) -> None:
+    plain, shown = farm.submit(SMALL), farm.submit(SMALL, previews=2)
+    claims = {job.id: hand.claim(hand.store.job(job.id)) for job in (plain, shown)}
+    assert [claims[job.id].previews for job in (plain, shown)] == [0, 2]
+    hand.store.note_preview(claims[shown.id], "previews/1")
+    assert farm.job(shown).preview_url == f"/api/v1/jobs/{shown.id}/preview"
+    with pytest.raises(Refused, match="previews"):
+        farm.submit(SMALL, previews=4)
+
+
 def test_pages_are_one_sequence(farm: Client) -> None:
     batch = farm.submit_many("many", ({**SMALL, "seed": seed} for seed in range(25)))
     assert [job.request["seed"] for job in farm.batch_jobs(batch, page=10)] == list(range(25))

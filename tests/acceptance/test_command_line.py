@@ -94,6 +94,11 @@ def size_of(path: Path) -> tuple[int, int]:
         return image.size
 
 
+def jobs_of(farm: CommandLine) -> int:
+    """Jobs, in whatever state they are."""
+    return sum(farm.json("status")["counts"].values())
+
+
 def test_one_prompt_is_drawn_and_two_prompts_with_one_seed_differ(farm: CommandLine, tmp_path: Path) -> None:
     size = ("--width", "64", "--height", "64", "--steps", "2", "--seed", "1", "--wait")
     jobs = [farm.json("submit", prompt, *size) for prompt in ("A red banner", "A blue star")]
@@ -130,12 +135,12 @@ def test_a_dry_run_shows_what_a_manifest_would_become_and_a_template_draws_it(
     manifest.write_text("sku,style,product\nA,red,shoes\nB,blue,茶\n", encoding="utf-16")
     words = ("submit", "-f", str(manifest), "--template", "A {style} banner for {product}", "--steps", "1")
     words += ("--vary", "size=64x64,96x64", "--vary", "seed=1..2", "--name", "{sku}_{size}_{seed}.png")
-    before = farm.json("status")["counts"]
+    before = jobs_of(farm)
     shown = farm.run(*words, "--dry-run")
     assert "line 2: 64x64, 1 steps, guidance 5: A red banner for shoes -> A_64x64_1" in shown.stdout, shown.stderr
     assert "8 images" in shown.stdout
     assert "GPU-seconds; done by" in shown.stdout
-    assert farm.json("status")["counts"] == before
+    assert jobs_of(farm) == before
     assert farm.json(*words, "--dry-run")["jobs"] == 8
     batch = json.loads(farm.run(*words, "--wait", "--json").stdout)
     assert (batch["jobs"], batch["counts"]["succeeded"]) == (8, 8)
@@ -167,18 +172,21 @@ def test_a_broken_download_goes_on_where_it_stopped(farm: CommandLine, tmp_path:
     ("manifest", "told"),
     [
         ("prompt,width\ngood,64\nbad,0\n", "line 3, column 'width'"),
-        ("prompt,colour\na,b\n", "column 'colour'"),
+        ("prompt,widht\na,64\n", "column 'widht': is no column of a request: write 'width'"),
+        ("prompt;width;height\na;64\n", "line 2, column 'height': is missing"),
         ("prompt,name\na,n\nb,N\n", "line 3, column 'name': 'N' is the name of line 2 already"),
         ("", "is empty"),
         ('prompt\n"open', "is no CSV"),
     ],
 )
 def test_a_bad_manifest_submits_nothing_and_says_where_it_is_bad(farm: CommandLine, manifest: str, told: str) -> None:
-    before = farm.json("status")["counts"]
+    before = jobs_of(farm)
     ended = farm.run("submit", "--file", "-", stdin=manifest)
     assert (ended.returncode, told in ended.stderr) == (2, True), ended.stderr
     assert "nothing was submitted" in ended.stderr
-    assert farm.json("status")["counts"] == before
+    looked = farm.run("submit", "--file", "-", "--dry-run", stdin=manifest)
+    assert (looked.returncode, told in looked.stdout + looked.stderr) == (2, True), looked.stdout
+    assert jobs_of(farm) == before
 
 
 def test_a_prompt_with_more_tokens_than_the_model_reads_fails_and_says_so(farm: CommandLine) -> None:
@@ -191,6 +199,7 @@ def test_a_prompt_with_more_tokens_than_the_model_reads_fails_and_says_so(farm: 
     ("words", "code", "told"),
     [
         (("submit", "a", "--width", "0"), 2, "width"),
+        (("submit", "a", "--width", "320", "--height", "50"), 2, "draw 640x100 and scale it down to 320x50"),
         (("submit",), 2, "either a prompt or --file"),
         (("submit", "a", "--weight", "2"), 2, "--weight"),
         (("submit", "a", "--tenant", "a b"), 2, "tenant"),

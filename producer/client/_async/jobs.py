@@ -22,6 +22,7 @@ class AsyncJobs(AsyncTransport):
         tenant: str | None = None,
         key: str | None = None,
         deduplicate: bool = False,
+        previews: int | None = None,
         **more: Any,
     ) -> Job:
         """Submit one job; ``more`` are further fields, as ``name`` and ``priority``.
@@ -31,12 +32,14 @@ class AsyncJobs(AsyncTransport):
             key: what the farm knows this submission by. With the key of an earlier call, and the same request, the
                 answer is that call's job and nothing is submitted. None: a new one.
             deduplicate: if the very image was drawn already (same fields, seed and model), its job is the answer.
+            previews: unfinished pictures on the way, up to 3: ``Job.preview_url`` is where the last one is, while the
+                job is drawn, and ``stream`` tells each.
 
         Raises:
             Refused: fields are wrong, or the key came before with another request.
             ClientError
         """
-        params = given(tenant=tenant, deduplicate="true" if deduplicate else None)
+        params = given(tenant=tenant, deduplicate="true" if deduplicate else None, previews=previews)
         return await self._asked(Job, "POST", "jobs", params=params, key=key, **document(fields_of(request) | more))
 
     async def job(self, job: Job | UUID | str) -> Job:

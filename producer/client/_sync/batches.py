@@ -47,7 +47,8 @@ class Batches(Transport):
             tenant: whose batch it is; None: the API key's own tenant.
             weight: of its share beside the tenant's other batches, 0.01 to 100; None: 1.
             key: as for ``submit``.
-            deduplicate: what was drawn already is not drawn again; such jobs have succeeded at once.
+            deduplicate: what was drawn already is not drawn again; such jobs have succeeded at once, and are the
+                ``counts["succeeded"]`` of the answer.
 
         Raises:
             Refused: lines are wrong: ``problem.errors`` names each line (from 1) and field. Or the key came before

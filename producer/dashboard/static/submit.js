@@ -27,6 +27,12 @@ function show(...children) {
   answer.hidden = false;
 }
 
+// Whether it can be handed in, and beside the button for what it still waits.
+function allow(missing) {
+  field("submit").disabled = Boolean(missing);
+  field("missing").textContent = missing;
+}
+
 function lines(id) {
   return field(id).value.split("\n").map((line) => line.trim()).filter(Boolean);
 }
@@ -85,18 +91,26 @@ function table(rows) {
     element("tbody", null, ...rows.map((row) => element("tr", null, ...cells(row).map((cell) => element("td", cell))))));
 }
 
+function refusal(preview) {
+  if (!preview.jobs) return "No row is good: mend the file, and look at it again.";
+  if (!preview.rejected || field("partial").checked) return "";
+  return "Some rows are bad: mend them, or tick that the good rows are handed in; then look at it again.";
+}
+
 async function look() {
   const preview = await send("/manifests/preview", query());
   const count = `${preview.jobs} ${preview.jobs === 1 ? "image" : "images"}`;
   const bad = preview.rejected ? `, and ${preview.rejected} bad ${preview.rejected === 1 ? "row" : "rows"}` : "";
   const parts = [element("h2", `${count}${bad}`), element("p", cost(preview.estimate))];
+  if (preview.separator && preview.separator !== ",") parts.push(element("p", `The first line says that a ${preview.separator === ";" ? "semicolon" : "tab"} separates the cells.`));
+  if (preview.carried.length) parts.push(element("p", `Only carried along into the results: ${preview.carried.join(", ")}`));
   if (preview.problems.length) parts.push(list(preview.problems));
   if (preview.problem_count > preview.problems.length) parts.push(element("p", `… and ${preview.problem_count - preview.problems.length} more`));
   parts.push(table(preview.rows));
   if (preview.jobs > preview.rows.length) parts.push(element("p", `… and ${preview.jobs - preview.rows.length} more`));
   show(...parts);
   key = crypto.getRandomValues(new Uint32Array(4)).join("-");
-  field("submit").disabled = !preview.jobs || (preview.rejected && !field("partial").checked);
+  allow(refusal(preview));
 }
 
 async function handIn() {
@@ -106,27 +120,31 @@ async function handIn() {
   const link = element("a", batch.name);
   link.href = `${api}/batches/${batch.id}`;
   const rejected = batch.rejected ? `, bad rows left out: ${batch.rejected}` : "";
+  const there = field("deduplicate").checked ? `, there already: ${batch.counts.succeeded}` : "";
   const farm = element("a", "See it being drawn");
   farm.href = "/";
-  show(element("h2", "Handed in"), element("p", `${batch.jobs} images${rejected}: `, link), element("p", null, farm));
+  show(element("h2", "Handed in"), element("p", `${batch.jobs} images${rejected}${there}: `, link), element("p", null, farm));
   answer.dataset.batch = batch.id;
+  allow("It is handed in. To hand it in once more, look at it again.");
 }
 
 async function busy(act) {
-  const buttons = [field("look"), field("submit")];
-  buttons.forEach((button) => { button.disabled = true; });
+  field("look").disabled = true;
+  allow("The farm reads the file …");
   show(element("p", "the farm reads the file …"));
   try {
     await act();
   } catch (error) {
     wrong(error);
+    allow("Mend what is wrong, and look at it again.");
   } finally {
     field("look").disabled = false;
   }
 }
 
 function changed() {
-  field("submit").disabled = true;
+  const missing = !field("file").files.length ? "choose a file" : !field("name").value.trim() ? "give the batch a name" : "look at it first";
+  allow(`To hand it in, ${missing}.`);
 }
 
 function chosen() {
@@ -135,6 +153,7 @@ function chosen() {
   changed();
 }
 
+changed();  // a browser that goes back keeps what was filled in
 form.addEventListener("submit", (event) => { event.preventDefault(); busy(look); });
 field("submit").addEventListener("click", () => { if (form.reportValidity()) busy(handIn); });
 form.addEventListener("input", changed);

@@ -121,6 +121,18 @@ def test_a_preview_shows_what_would_be_submitted_and_submits_nothing(api: httpx.
     assert api.get(BATCHES).json()["batches"] == []
 
 
+def test_a_preview_tells_the_separator_and_what_only_comes_along(api: httpx.Client) -> None:
+    text = "sku;prompt;price\nA;a boat, red;9,90\n"
+    preview = api.post(PREVIEW, content=text, headers=CSV).json()
+    assert (preview["jobs"], preview["separator"], preview["carried"]) == (1, ";", ["sku", "price"])
+    batch = api.post(BATCHES, params={"name": "b"}, content=text, headers=CSV).json()
+    (job,) = api.get(f"{BATCHES}/{batch['id']}/jobs").json()["jobs"]
+    assert job["source"] == {"sku": "A", "prompt": "a boat, red", "price": "9,90"}
+    assert api.get(f"{BATCHES}/{batch['id']}/results").text.splitlines()[1].count("9,90") == 1
+    line = api.post(PREVIEW, content=b'{"prompt": "a"}', headers={"Content-Type": "application/x-ndjson"}).json()
+    assert (line["separator"], line["carried"]) == (None, [])
+
+
 def test_options_of_manifests_do_not_go_with_json(api: httpx.Client) -> None:
     jobs = {"name": "b", "jobs": [{"prompt": "a"}]}
     assert_problem(api.post(BATCHES, params={"template": "{a}"}, json=jobs), 422)
@@ -210,7 +222,7 @@ def test_the_page_where_a_spreadsheet_is_handed_in_runs_its_own_script_alone(api
 def test_a_batch_of_more_jobs_than_may_be_is_refused_and_its_preview_too(
     api: httpx.Client, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("producer.jobs.store.JOBS_MAX", 5)
+    monkeypatch.setattr("producer.jobs.submitting.JOBS_MAX", 5)
     monkeypatch.setattr("producer.api.manifests.JOBS_MAX", 5)
     before = len(store.batches())
     for path in (BATCHES, PREVIEW):
@@ -233,7 +245,7 @@ def test_an_input_of_more_bad_lines_than_are_kept_is_refused(
     before = len(store.batches())
     for limit, most in (("REJECTIONS_MAX", 2), ("REJECTED_MAX_CHARACTERS", 50)):
         with monkeypatch.context() as patched:
-            patched.setattr(f"producer.jobs.store.{limit}", most)
+            patched.setattr(f"producer.jobs.submitting.{limit}", most)
             answer = api.post(BATCHES, params=query, content=body, headers=CSV)
         assert assert_problem(answer, 422)["type"].endswith(":too-many-rejections")
         assert "mend the file" in answer.json()["detail"]

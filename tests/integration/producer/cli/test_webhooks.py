@@ -38,5 +38,7 @@ def test_a_webhook_is_added_shown_and_removed(
         assert CliRunner().invoke(app, ["webhooks", "resend", webhook, str(uuid4())]).exit_code == 2
         said("remove", webhook)
         assert said("list") == ""
+        assert said("add", "https://127.0.0.1:1/", "--tenant", "acme").startswith("whsec_")
+        assert "https://127.0.0.1:1/  batch.finished of tenant acme  enabled" in said("list")
         with pytest.raises(NotFound):
             said("deliveries", webhook)

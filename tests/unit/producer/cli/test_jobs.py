@@ -4,9 +4,19 @@ import pytest
 from pydantic import SecretStr
 
 from producer.cli import jobs
-from producer.client import Farm, Worker
+from producer.client import Farm, Job, Worker
 from producer.jobs.errors import SettingsError
 from producer.jobs.settings import Settings
+
+FIELDS = {
+    "host": "h",
+    "pid": 1,
+    "device": "cpu",
+    "model": "tiny",
+    "revision": "0",
+    "drawing": [],
+    "heartbeat_age_s": 99,
+}
 
 
 @pytest.mark.parametrize("key", ["clé", "ovis_\udcff", "ovis_a\nb"])
@@ -33,3 +43,20 @@ def test_a_worker_that_draws_in_8_bits_says_so_in_the_farms_table() -> None:
     )
     table = jobs._farm_table(Farm.model_construct(counts={}, workers=[worker]))
     assert list(table.columns[2].cells) == ["ovis+fp8"]
+    assert table.caption is None
+
+
+@pytest.mark.parametrize("workers", [[], [Worker.model_construct(live=False)]], ids=["none", "silent"])
+def test_a_farm_of_which_no_worker_lives_says_what_starts_one(workers: list[Worker]) -> None:
+    shown = [worker.model_copy(update=FIELDS) for worker in workers]
+    assert jobs._farm_table(Farm.model_construct(counts={}, workers=shown)).caption == jobs.NO_WORKER
+
+
+def test_why_jobs_failed_is_told_by_code_the_most_frequent_first_with_the_words_of_its_first_job() -> None:
+    failed = [("late", "the device\nhung"), ("invalid", "300 tokens"), ("invalid", "400 tokens"), (None, None)]
+    found = (Job.model_construct(error_code=code, error_message=message) for code, message in failed)
+    assert list(jobs.failures(found)) == [
+        "  2 failed, invalid: 300 tokens",
+        "  1 failed, late: the device hung",
+        "  1 failed, without a code: says nothing",
+    ]

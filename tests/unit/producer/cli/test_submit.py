@@ -56,6 +56,16 @@ def test_options_of_manifests_do_not_go_with_a_prompt(option: dict[str, Any]) ->
         submit("a boat", **option)
 
 
+def test_a_size_that_is_too_small_to_be_drawn_says_how_it_is_had_all_the_same() -> None:
+    with pytest.raises(SettingsError, match="draw 640x100 and scale it down to 320x50"):
+        submit("a boat", width=320, height=50)
+    with pytest.raises(SettingsError, match="draw 2048x100 and scale it down to 1024x50"):
+        submit("a boat", height=50)
+    with pytest.raises(SettingsError) as beyond:
+        submit("a boat", width=3000)
+    assert "draw" not in str(beyond.value)
+
+
 @pytest.mark.parametrize("option", ["key", "tenant"])
 def test_what_the_terminal_gave_as_no_text_is_a_wrong_option(option: str) -> None:
     options: dict[str, Any] = {option: "\udcff"}

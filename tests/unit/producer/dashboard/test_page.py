@@ -1,5 +1,6 @@
 """The page's templates with made-up farms: no server, no database."""
 
+import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -8,7 +9,7 @@ import pytest
 
 from pipeline.request import ImageRequest
 from producer.dashboard.overview import BatchRow, Drawing, Overview, WorkerCard
-from producer.dashboard.page import _headers, _templates
+from producer.dashboard.page import HERE, _headers, _templates, login_page
 from producer.jobs.contract import DEFAULT_TENANT, Batch, Farm, Job, Priority, State, Worker
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -49,6 +50,7 @@ def batch(tenant: str = DEFAULT_TENANT, *, paused: bool = False, rejected: int =
         metadata={},
         refused=[],
         jobs=sum(counts.values()),
+        lines=sum(counts.values()) + rejected,
         rejected=rejected,
         counts=counts,
     )
@@ -94,7 +96,7 @@ def drawn(shown: Overview) -> str:
 
 def test_an_empty_farm_says_what_to_do() -> None:
     page = drawn(overview())
-    assert "<code>ovis-batch worker</code>" in page
+    assert "<code>ovis-batch up</code>" in page
     assert "ovis-batch submit" in page
     assert "Nothing has failed" in page
 
@@ -114,7 +116,7 @@ def test_a_silent_worker_is_told_from_a_live_one() -> None:
     page = drawn(overview(workers=[WorkerCard(worker(live=False, heartbeat_age_s=125), [Drawing.of(entry)])]))
     assert "heartbeat 2 min 5 s ago: silent" in page
     assert "<progress" not in page
-    assert "<code>ovis-batch worker</code>" in page
+    assert "<code>ovis-batch up</code>" in page
 
 
 def test_a_worker_shows_each_image_with_its_steps() -> None:
@@ -170,6 +172,10 @@ def test_nothing_is_loaded_from_elsewhere_but_pictures() -> None:
     assert policy.endswith("img-src 'self' http://127.0.0.1:9000")
 
 
+def test_the_form_for_the_key_loads_nothing_from_elsewhere() -> None:
+    assert login_page().headers["Content-Security-Policy"].endswith("img-src 'self'")
+
+
 def test_without_postgres_the_page_says_so_and_goes_on_asking() -> None:
     page = _templates("/api/v1").get_template("page.html").render(away="Postgres: connection refused", viewer=ALONE)
     assert "connection refused" in page
@@ -186,3 +192,12 @@ def test_a_batch_that_is_paused_says_so_and_leads_to_its_results() -> None:
         assert f'href="/api/v1/batches/{row.id}/results"' in page
     assert f"{plain.id}/images.zip" in page
     assert f"{paused.id}/images.zip" not in page
+
+
+def test_the_page_where_a_spreadsheet_is_handed_in_has_every_part_that_its_script_names() -> None:
+    page = _templates("/api/v1").get_template("submit.html").render(viewer=ALONE, sizes=[])
+    script = (HERE / "static" / "submit.js").read_text(encoding="utf-8")
+    named = set(re.findall(r'(?:field|getElementById)\("(\w+)"\)', script))
+    assert {"file", "submit", "missing"} <= named
+    assert named <= set(re.findall(r'id="(\w+)"', page))
+    assert 'aria-describedby="missing" disabled>Hand in</button>' in page

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from producer.jobs.contract import Entry, Rejection
-from producer.manifest import PROBLEMS_MAX, ManifestError, ManifestKind, Reading, Recipe
+from producer.manifest import PROBLEMS_MAX, ManifestError, ManifestKind, Reading, Recipe, size_sets
 from producer.manifest.csv_rows import LINE_MAX_CHARACTERS, ROW_MAX_LINES
-from producer.manifest.recipe import CHECKED_MAX_CHARACTERS, ROW_PROBLEMS_MAX
+from producer.manifest.recipe import CARRIED_MAX, CHECKED_MAX_CHARACTERS, ROW_PROBLEMS_MAX
 from producer.manifest.record import Record
 
 
@@ -55,6 +55,73 @@ def test_a_template_makes_the_prompt_and_other_columns_come_along() -> None:
     (entry,) = entries(text, template='A {style} banner for {product} with the text "{headline}" in {{braces}}')
     assert entry.submission.prompt == 'A red banner for shoes with the text "SALE" in {braces}'
     assert entry.source["price"] == "9.90"
+
+
+@pytest.mark.parametrize("options", [{}, {"template": "a {prompt}"}], ids=["plain", "template"])
+def test_a_column_that_nothing_uses_comes_along_with_or_without_a_template(options: dict[str, Any]) -> None:
+    text = "prompt,sku,weight,quantity,title,style,price\nboat,A1,2 kg,7,Ann,red,9.90\n"
+    found = reading(text, **options)
+    (entry,) = found.entries()
+    assert entry.source == dict(zip(*csv.reader(text.splitlines()), strict=True))
+    assert found.carried == ["sku", "weight", "quantity", "title", "style", "price"]
+    line = reading('{"prompt": "boat", "sku": "A1", "tags": ["x"]}', ManifestKind.JSONL, **options)
+    (entry,) = line.entries()
+    assert (entry.source["tags"], line.carried) == (["x"], ["sku", "tags"])
+
+
+def test_columns_that_a_template_or_a_name_uses_are_not_only_carried_along() -> None:
+    found = reading("style,sku,price\nred,A,9\n", template="{style} shoes", file_name="{sku}")
+    assert (len(list(found.entries())), found.carried) == (1, ["price"])
+
+
+def test_few_columns_that_come_along_are_remembered() -> None:
+    lines = "\n".join(json.dumps({"prompt": "a", f"x{n}" + "y" * 10_000: n}) for n in range(150))
+    found = reading(lines, ManifestKind.JSONL)
+    assert len(list(found.entries())) == 150
+    assert (len(found.carried), max(map(len, found.carried))) == (CARRIED_MAX, CARRIED_MAX)
+
+
+@pytest.mark.parametrize(
+    ("text", "separator"),
+    [
+        ("prompt,width\na;b,64\n", ","),
+        ("prompt;width\na, b and c,64;64\n", ";"),
+        ("prompt\twidth\na, b; c\t64\n", "\t"),
+        ('prompt;width;"a, b, c, d"\na;64;x\n', ";"),
+        ("prompt\na; b; c\n", ","),
+        ("prompt;width;\na;64;\n", ";"),
+    ],
+)
+def test_the_first_line_says_what_separates_the_cells(text: str, separator: str) -> None:
+    found = reading(text, defaults=["height=64"])
+    (entry,) = found.entries()
+    assert isinstance(entry, Entry)
+    assert found.separator == separator
+    assert entry.submission.width == (1024 if text.startswith("prompt\n") else 64)
+
+
+def test_a_german_spreadsheet_is_read_as_it_is_saved() -> None:
+    body = 'sku;prompt;width\r\nA;"Ein Banner; darauf ""SALE"", rot";64\r\n'.encode("utf-8-sig")
+    (entry,) = entries(body)
+    assert (entry.submission.prompt, entry.source["sku"]) == ('Ein Banner; darauf "SALE", rot', "A")
+
+
+def test_cells_that_are_empty_at_the_end_of_a_row_and_rows_that_hold_nothing_are_no_fault() -> None:
+    found = entries("prompt,width,,\na,64,,\nb,,,\n,,,\n\nc,80\n,\n")
+    assert [(entry.line, entry.submission.width) for entry in found] == [(2, 64), (3, 1024), (6, 80)]
+
+
+def test_a_size_that_is_too_small_to_be_drawn_says_how_it_is_had_all_the_same() -> None:
+    told = refusal("prompt,size\na,320x50\nb,88x31\nc,1500x50\n")
+    assert (
+        "line 2, column 'height': Input should be greater than or equal to 64: draw 640x100 and scale it down" in told
+    )
+    assert "draw 264x93 and scale it down to 88x31" in told
+    assert told.endswith("line 4, column 'height': Input should be greater than or equal to 64")
+    assert len(entries("prompt,size\na,640x100\nb,264x93\n")) == 2
+    with pytest.raises(ManifestError, match="draw 640x100 and scale it down to 320x50"):
+        Recipe(vary=["size=leaderboard,320x50"])
+    assert "draw 2048x100 and scale it down to 1024x50" in refusal("prompt,height\na,50\n")
 
 
 def test_a_value_that_looks_like_a_template_is_put_in_as_it_is() -> None:
@@ -99,7 +166,7 @@ def test_a_row_becomes_one_job_for_every_combination_in_order() -> None:
 
 
 def test_a_set_of_sizes_stands_for_all_of_it_and_each_can_be_drawn() -> None:
-    for name in ("iab", "social"):
+    for name in size_sets():
         found = entries("prompt\na\n", vary=[f"size={name}"], file_name="{size}")
         assert len({entry.submission.name for entry in found}) > 10
 
@@ -173,19 +240,28 @@ def test_a_wrong_option_is_told_before_any_row_is_read(option: str, value: Any, 
     [
         ("", "is empty"),
         ("prompt\n", "holds no rows"),
-        ("prompt,colour\na,b\n", "line 1, column 'colour': is no column"),
         ("prompt,prompt\na,b\n", "line 1, column 'prompt': is there twice"),
-        ("width\n64\n", "line 1, column 'prompt': is missing"),
-        ("prompt,\na,b\n", "line 1: column 2 has no name"),
-        ("prompt;width\na;64\n", "line 1: its columns are separated by semicolons: save it with commas"),
-        ("prompt\twidth\na\t64\n", "line 1: its columns are separated by tabs: save it with commas"),
-        ("Prompt,WIDTH\na,64\n", "column 'Prompt': is no column of a request: write 'prompt'\nline 1, column 'WIDTH'"),
+        ("width\n64\n", "line 1, column 'prompt': is missing: the columns are width"),
+        ("prompt|width\na|64\n", "line 1, column 'prompt': is missing: the columns are prompt|width"),
+        ("prompt,,width\na,b,64\n", "line 1: column 2 has no name"),
+        ("prompt,\na,b\n", "line 2: has 2 cells and the header names 1"),
+        ("prompt,width,height,sku\na,64,64,A\nb,64\n", "line 3, column 'height': is missing: the row has 2 cells"),
+        (
+            "prompt;width\na;64\nb;64;c\n",
+            "line 3: has 3 cells and the header names 2: put a cell that holds a semicolon",
+        ),
+        ('prompt;width\na;64\nb;"64\n', "line 3, column 'width': is no CSV: a quote is opened"),
+        ("prompt;width\na;64\nb;0\n", "line 3, column 'width': Input should be"),
+        ("Prompt,WIDTH\na,64\n", "column 'Prompt': is no column of a request: write 'prompt', or call it something"),
+        ("prompt,promt\na,b\n", "line 1, column 'promt': is no column of a request: write 'prompt'"),
+        ("prompt,widht\na,64\n", "line 1, column 'widht': is no column of a request: write 'width'"),
+        ("prompt,guidance_scale\na,4\n", "line 1, column 'guidance_scale': is no column of a request: write 'guid"),
         ("prompt,heigth\na,64\n", "column 'heigth': is no column of a request: write 'height'"),
         ("prompt,size,width\na,64x64,64\n", "line 1, column 'size': stands beside width or height"),
         ("prompt,width\na,64\nb,0\n", "line 3, column 'width': Input should be greater than or equal to 64"),
         ("prompt,width\na,wide\n", "line 2, column 'width'"),
         ("prompt,size\na,leaderbord\n", "line 2, column 'size': 'leaderbord' is no size that is known here: did you"),
-        ("prompt\na\nb,c\n", "line 3: has 2 cells and the header 1"),
+        ("prompt\na\nb,c\n", "line 3: has 2 cells and the header names 1"),
         ('prompt\n"a\n', "line 2, column 'prompt': is no CSV: a quote is opened"),
         ('width,prompt\n64,a\n64,"b\nc\nd\n', "line 3, column 'prompt': is no CSV: a quote is opened"),
         ('prompt\n"a"b\n', "line 2: is no CSV"),
@@ -211,7 +287,7 @@ def test_what_is_wrong_is_told_by_line_and_column(text: str, told: str) -> None:
         ('{"prompt": "a", "guidance": NaN}', "beyond all measure"),
         ('{"prompt": "a", "guidance": 1e999}', "beyond all measure"),
         ("[" * 100_000, "beyond all measure"),
-        ('{"prompt": "a", "colour": "red"}', "line 1, column 'colour': is no column"),
+        ('{"prompt": "a", "widht": 64}', "line 1, column 'widht': is no column of a request: write 'width'"),
         ('{"prompt": "a\\ud800"}', "lone surrogate"),
         ('{"prompt": "a\\u0000"}', "NUL"),
         ('{"width": 64}', "line 1, column 'prompt': Field required"),
@@ -328,7 +404,7 @@ def test_a_line_of_json_with_very_many_fields_is_refused_before_they_are_looked_
     told = refusal(lines, ManifestKind.JSONL)
     assert told.startswith("line 1: has 60,000 fields: 700 are read at most"), told[:200]
     assert time.process_time() - began < 2
-    found = reading(json.dumps({f"x{n}": n for n in range(600)}), ManifestKind.JSONL)
+    found = reading(json.dumps({f"prompt{chr(0x4E00 + n)}": n for n in range(600)}), ManifestKind.JSONL)
     with pytest.raises(ManifestError):
         list(found.entries())
     assert found.count == ROW_PROBLEMS_MAX
@@ -388,10 +464,13 @@ class Endless(io.RawIOBase):
     """A CSV of so many rows that is never whole in memory."""
 
     def __init__(self, row: Callable[[int], str], rows: int) -> None:
-        self._lines: Iterator[bytes] = (row(n).encode() for n in range(rows))
-        self._rest = b"sku,prompt\n"
+        self._row = row
+        self._rows = rows
+        self.seek(0)
 
     def seek(self, offset: int, whence: int = 0) -> int:
+        self._lines: Iterator[bytes] = (self._row(n).encode() for n in range(self._rows))
+        self._rest = b"sku,prompt\n"
         return 0
 
     def read(self, size: int = -1) -> bytes:
@@ -402,16 +481,9 @@ class Endless(io.RawIOBase):
 
 
 def test_memory_grows_by_little_more_than_a_hash_a_row() -> None:
-    class Looked(Endless):
-        def read(self, size: int = -1) -> bytes:
-            piece = super().read(size)
-            if size == 4:  # the look at the first bytes, which a file would be rewound after
-                self._rest = piece + self._rest
-            return piece
-
     tracemalloc.start()
     try:
-        file = Looked(lambda n: f"sku-{n:06d},{'p' * 200}\n", 5_000)
+        file = Endless(lambda n: f"sku-{n:06d},{'p' * 200}\n", 5_000)
         manifest = Reading(file, ManifestKind.CSV, Recipe(file_name="{sku}"))  # type: ignore[arg-type]
         count = sum(1 for _ in manifest.entries())
         _, peak = tracemalloc.get_traced_memory()
