@@ -34,6 +34,8 @@ PART_MAX_BYTES = 4_000_000
 UNREAD_MAX_BYTES = 64_000_000
 """Of each that is not: pictures, what printers want."""
 ALL_MAX_BYTES = 640_000_000
+DIRECTORY_MAX_BYTES = 1_000_000
+"""Of the list of all parts, where each takes 46 bytes and its name, and a kilobyte of memory."""
 CELL_MAX_CHARACTERS = 131_072
 TOO_LONG = f"a cell has more than {CELL_MAX_CHARACTERS:,} characters"
 ROWS_MAX = 1_048_576
@@ -129,9 +131,20 @@ def _plain(value: Any) -> Any:
 def _opened(file: IO[bytes]) -> "_Archive":
     """Raises: ManifestError."""
     try:
+        _check_directory(file)
         return _Archive(file)
     except zipfile.BadZipFile:
         raise ManifestError.of_file(f"{NO_SPREADSHEET}: save it as .xlsx, without a password") from None
+
+
+def _check_directory(file: IO[bytes]) -> None:
+    """Zipfile reads the list of all parts whole, as long as the file's end says that it is. Raises: ManifestError."""
+    end: Any = zipfile._EndRecData(file)  # type: ignore[attr-defined]
+    size_bytes = end[zipfile._ECD_SIZE] if end else 0  # type: ignore[attr-defined]
+    if size_bytes > DIRECTORY_MAX_BYTES:
+        raise _too_much(
+            f"it has too many parts: their list has {size_bytes:,} bytes, {DIRECTORY_MAX_BYTES:,} are read at most"
+        )
 
 
 class _Archive(zipfile.ZipFile):

@@ -45,6 +45,15 @@ def rewritten(body: bytes, part: str, content: bytes) -> bytes:
     return file.getvalue()
 
 
+def with_parts(body: bytes, count: int) -> bytes:
+    """The spreadsheet with so many more parts, all empty."""
+    file = io.BytesIO(body)
+    with zipfile.ZipFile(file, "a") as archive:
+        for n in range(count):
+            archive.writestr(f"xl/media/{n}", b"")
+    return file.getvalue()
+
+
 def sheet_of(rows: str) -> bytes:
     space = "http://schemas.openxmlformats.org/spreadsheetml/2006/main"
     return f'<worksheet xmlns="{space}">{rows}</worksheet>'.encode()
@@ -185,6 +194,15 @@ def test_a_sheet_is_counted_under_any_name_of_xml_and_not_opened_under_another()
         links = links.replace("/xl/worksheets/sheet1.xml", f"/{name}")
         assert name in links
         assert told in refusal(rewritten(rewritten(body, "xl/_rels/workbook.xml.rels", links.encode()), name, row))
+
+
+def test_a_file_of_very_many_parts_is_refused_before_their_list_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    body = with_parts(spreadsheet(("prompt",), ("a",)), 300)
+    assert len(entries(body)) == 1
+    monkeypatch.setattr(xlsx_rows, "DIRECTORY_MAX_BYTES", 10_000)
+    told = refusal(body)
+    assert "too many parts" in told
+    assert "10,000 are read at most" in told
 
 
 def test_pictures_may_be_larger_than_what_is_read_but_all_together_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
