@@ -7,7 +7,7 @@ directory, about a kilobyte an image until the end. The images are compressed al
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from io import RawIOBase
@@ -29,11 +29,11 @@ MISSING = "missing.txt"
 
 
 def zip_pieces(
-    jobs: Iterable[tuple[Job, str]], storage: Storage, table: str, table_pieces: Callable[[], Iterable[bytes]]
+    jobs: Iterable[tuple[Job, str]], storage: Storage, table: str, table_pieces: Iterable[bytes]
 ) -> Generator[bytes, None, None]:
     """The images of those jobs that succeeded under their names, then the table under its own.
 
-    ``table_pieces`` is asked when the images are through. What the bucket has lost is named in ``missing.txt``.
+    ``table_pieces`` are read when the images are through. What the bucket has lost is named in ``missing.txt``.
 
     Raises: Unavailable, NotFound: the batch was deleted meanwhile. What was sent until then is no ZIP.
     """
@@ -50,7 +50,7 @@ def zip_pieces(
         if missing:
             archive.writestr(MISSING, "".join(missing))
         with archive.open(ZipInfo(table, time.gmtime()[:6]), "w", force_zip64=True) as member:
-            for piece in table_pieces():
+            for piece in table_pieces:
                 member.write(piece)
                 yield sent.taken()
     yield sent.taken()

@@ -37,6 +37,8 @@ from producer.jobs.search import Search
 from producer.manifest import Reading
 
 POSITION_MAX = 2**31 - 1
+SMALL_BYTES = 50_000
+"""A document of up to as many holds no more jobs than a moment's work, and need not wait for a place."""
 
 router = APIRouter(prefix=f"{PREFIX}/batches", tags=["batches"])
 
@@ -63,7 +65,9 @@ async def submit(
     ``application/json`` holds the name and up to 10,000 jobs. A manifest has a row a job, up to 1,000,000 jobs, and is
     never held in memory: ``application/x-ndjson``, ``text/csv``, or XLSX of up to 64 MB. Its name stands in the query.
 
-    When this answers, no job of it can be lost. Asking again with the same ``Idempotency-Key`` is safe.
+    When this answers, no job of it can be lost. Asking again with the same ``Idempotency-Key`` is safe. While as many
+    large batches are taken in as this server does at once, further ones wait for up to a minute, and then are answered
+    503 with ``Retry-After``.
     """
     fingerprint = Fingerprint(request, name=name, weight=weight, deduplicate=deduplicate, **options.model_dump())
     hand_in = partial(
@@ -78,13 +82,14 @@ async def submit(
             raise Invalid([Fault(field="", message=f"templates and the like are for {', '.join(KINDS)}")])
         body = await read(request, BATCH_MAX_BYTES)
         fingerprint.add(body)
-        batch = await run_in_threadpool(_submit_document, hand_in, body, fingerprint.with_key(key))
+        run = run_in_threadpool if len(body) <= SMALL_BYTES else here.bulk.begin
+        batch = await run(_submit_document, hand_in, body, fingerprint.with_key(key))
     else:
         title, recipe = _checked_name(name), await run_in_threadpool(options.recipe)
         with spooled() as file:
             kind = await spool_manifest(request, file, fingerprint.add)
             entries = entries_of(Reading(file, kind, recipe), partial=options.partial)
-            batch = await run_in_threadpool(hand_in, title, entries, key=fingerprint.with_key(key))
+            batch = await here.bulk.begin(hand_in, title, entries, key=fingerprint.with_key(key))
     response.headers["Location"] = f"{PREFIX}/batches/{batch.id}"
     return Batch.from_contract(batch)
 

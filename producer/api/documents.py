@@ -10,6 +10,7 @@ from pydantic.json_schema import models_json_schema
 from producer.api.bodies import NDJSON, BatchPriority, BatchSubmission, KeyRequest, TenantChange, WebhookRequest
 from producer.api.parameters import IDEMPOTENCY_KEY, KeyText
 from producer.api.problems import MEDIA_TYPE, Problem
+from producer.jobs.answers import KEPT_DAYS
 from producer.jobs.contract import Submission
 
 Described = Sequence[tuple[type[BaseModel], Literal["validation", "serialization"]]]
@@ -76,7 +77,8 @@ def _offer_keys(paths: dict[str, Any]) -> None:
     key = {
         "name": IDEMPOTENCY_KEY,
         "in": "header",
-        "description": "Asking again with the same key and request gives the first answer, and does nothing more.",
+        "description": "Asking again with the same key and request gives the first answer, and does nothing more. "
+        f"A key is known for {KEPT_DAYS} days.",
         "schema": TypeAdapter(KeyText).json_schema(),
     }
     for operation in [path["post"] for path in paths.values() if "post" in path]:

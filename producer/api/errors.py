@@ -5,6 +5,7 @@ ApiError
 ├── TooLarge         more bytes, or more jobs, than this way in takes
 ├── Unauthorized     a key is needed and none is given, or it is none: the answer says how to send one
 ├── Forbidden        the key is not for this
+├── Busy             no place was free for so long a piece of work: ask again; nothing was done
 ├── AnswerNotKept    what was asked with the idempotency key was done, and its answer is not kept
 ├── WrongMediaType   the Content-Type is none that is understood here
 └── Invalid          well-formed, but fields are wrong: .faults names each
@@ -41,6 +42,15 @@ class Unauthorized(ApiError):
 
 class Forbidden(ApiError):
     """It is known who asks, and this is not theirs to do."""
+
+
+class Busy(ApiError):
+    """As much that takes long is under way as this process does at once, and it was waited for in vain."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "as much is being done at this moment as this server does at once: ask again; nothing was done"
+        )
 
 
 class AnswerNotKept(ApiError):

@@ -146,7 +146,7 @@ async def preview(request: Request, here: Here, options: Options) -> Preview:
     recipe = await run_in_threadpool(options.recipe)
     with spooled() as file:
         kind = await spool_manifest(request, file)
-        return await run_in_threadpool(_previewed, _services(request), Reading(file, kind, recipe))
+        return await here.bulk.begin(_previewed, _services(request), Reading(file, kind, recipe))
 
 
 def _previewed(services: Services, reading: Reading) -> Preview:

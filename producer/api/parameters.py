@@ -12,6 +12,7 @@ from typing import Annotated
 from fastapi import Header, Path, Query, Request
 from pydantic import AfterValidator, WithJsonSchema
 
+from producer.jobs.answers import KEPT_DAYS
 from producer.jobs.contract import SubmissionKey
 
 IDEMPOTENCY_KEY = "Idempotency-Key"
@@ -56,7 +57,8 @@ Key = Annotated[
     KeyText | None,
     Header(
         alias=IDEMPOTENCY_KEY,
-        description="Asking again with the same key and submission gives the first answer, and submits nothing.",
+        description="Asking again with the same key and submission gives the first answer, and submits nothing. "
+        f"A key is known for {KEPT_DAYS} days.",
     ),
 ]
 

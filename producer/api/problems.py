@@ -21,6 +21,7 @@ from starlette.responses import JSONResponse
 from producer.api.errors import (
     AnswerNotKept,
     ApiError,
+    Busy,
     Fault,
     Forbidden,
     Invalid,
@@ -94,6 +95,7 @@ KINDS: dict[type[Exception], Kind] = {
     TooManyRejections: Kind(422, "too-many-rejections", "Too many lines are wrong"),
     TooManyColumns: Kind(422, "too-many-columns", "No table has as many columns"),
     Overloaded: Kind(429, "overloaded", "A limit is reached"),
+    Busy: Kind(503, "busy", "The server does as much as it can"),
     Unavailable: Kind(503, "unavailable", "A service that the farm needs is away"),
 }
 
@@ -184,7 +186,7 @@ def _headers_of(error: Exception) -> dict[str, str] | None:
         return {"Retry-After": str(KEY_RETRY_AFTER_S)}
     if isinstance(error, openai.NotAgain):
         return error.headers
-    return {"Retry-After": str(RETRY_AFTER_S)} if isinstance(error, Unavailable) else None
+    return {"Retry-After": str(RETRY_AFTER_S)} if isinstance(error, Unavailable | Busy) else None
 
 
 def _faults_in(error: Exception) -> list[Fault] | None:

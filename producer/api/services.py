@@ -8,13 +8,14 @@ endpoint asks for: others' are not there. So no endpoint chooses by tenant itsel
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated
 
 from fastapi import Depends, Request
 from fastapi.concurrency import run_in_threadpool
 
 from producer.api.access import ANYBODY, OPEN_PATHS, READING, Access, Caller, host_name
+from producer.api.places import Places
 from producer.jobs import schema
 from producer.jobs.contract import Scope
 from producer.jobs.errors import FarmError
@@ -28,7 +29,10 @@ from producer.jobs.store import Store
 log = logging.getLogger(__name__)
 
 CONNECTIONS = 10
-"""To Postgres, for requests. A bulk submission holds one while its rows go in; the others keep answering."""
+"""To Postgres, for requests. Whoever has one of the places below holds at most one, so some are left for all others."""
+BULK_PLACES = 3
+"""Python runs one thread at a time: with more, each would only be slower."""
+TRANSFER_PLACES = 4
 BACKGROUND_CONNECTIONS = 5
 """For dispatcher, sweep, deliveries and streams, which no number of requests may keep waiting."""
 
@@ -44,6 +48,10 @@ class Services:
     storage: Storage
     access: Access
     caller: Caller = ANYBODY
+    bulk: Places = field(default_factory=lambda: Places(BULK_PLACES))
+    """For what goes through all of a batch at once: a submission, a preview, a workbook."""
+    transfers: Places = field(default_factory=lambda: Places(TRANSFER_PLACES))
+    """For files on their way to the caller or to the bucket: piece by piece, so that all of them go on."""
 
     @classmethod
     def at(cls, settings: Settings) -> "Services":

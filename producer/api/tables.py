@@ -31,6 +31,8 @@ COLUMNS = (
 )
 """Behind the input's own; ``prompt`` only where the input has no such column. One that the input has too is called
 ``result_…`` here."""
+IN_THE_WAY = rf"(result_)*({'|'.join(COLUMNS)})"
+"""The input's columns that change what one of these is called: a regular expression."""
 REJECTED = "rejected"
 """In place of a job's state: the line became no job."""
 
@@ -69,7 +71,8 @@ class TableFormat(StrEnum):
 class Table:
     """The columns of one batch's table, and its rows.
 
-    ``input_columns`` are the input's own, ``base_url`` is where this API was asked.
+    ``input_columns`` are the input's own, ``base_url`` is where this API was asked. For ``fields`` those do that are
+    ``IN_THE_WAY``, so that lines may have any number of columns.
     """
 
     def __init__(self, input_columns: Sequence[str], base_url: str) -> None:

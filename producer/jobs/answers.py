@@ -1,8 +1,9 @@
 """The answers to what was asked with an idempotency key, so that asking again is answered as at first.
 
-Submissions do without: their keys stand in ``submissions``, written in the very transaction that submits. Here a row is
-written before the work and completed after it. Whoever is at work renews it; one that has not been renewed for
-``LOST_S`` was left by a process that died, and what it did or not did is done again by who asks next.
+Submissions do without: their keys stand in ``submissions``, written in the very transaction that submits, and are only
+removed from here. A row of ``answers`` is written before the work and completed after it. Whoever is at work renews it;
+one that has not been renewed for ``LOST_S`` was left by a process that died, and what it did or not did is done again
+by who asks next.
 
 Invariant: a row is completed or removed only by the ``holder`` that it names.
 """
@@ -79,9 +80,13 @@ class Answers:
             connection.execute(_GIVE_UP, vars(held))
 
     def prune(self) -> int:
-        """Remove answers of more than ``KEPT_DAYS`` ago, and say how many; some are left if there are very many."""
+        """Remove answers of more than ``KEPT_DAYS`` ago, and the keys of such submissions: what these made stays.
+
+        Says how many; some are left if there are very many. A key that is asked with after that is a new one.
+        """
+        values = {"days": KEPT_DAYS, "most": PRUNED_AT_ONCE}
         with self._single() as connection:
-            return connection.execute(_PRUNE, {"days": KEPT_DAYS, "most": PRUNED_AT_ONCE}).rowcount
+            return sum(connection.execute(statement, values).rowcount for statement in (_PRUNE, _PRUNE_SUBMISSIONS))
 
 
 _TAKE = text(
@@ -106,6 +111,13 @@ _PRUNE = text(
     """
     DELETE FROM answers WHERE (tenant, key) IN (
         SELECT tenant, key FROM answers WHERE seen_at < now() - make_interval(days => :days) LIMIT :most
+    )
+    """
+)
+_PRUNE_SUBMISSIONS = text(
+    """
+    DELETE FROM submissions WHERE (tenant, key) IN (
+        SELECT tenant, key FROM submissions WHERE created_at < now() - make_interval(days => :days) LIMIT :most
     )
     """
 )

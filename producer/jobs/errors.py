@@ -17,7 +17,7 @@ FarmError
 ├── TooManyWebhooks     delete one first
 ├── TooManyJobs         hand them in as several batches
 ├── TooManyRejections   mend what makes so many lines wrong
-├── TooManyColumns      no table holds as many: read the jobs one by one
+├── TooManyColumns      no table holds as many: take JSON lines
 └── IllegalTransition   .state cannot go there
 
 The pipeline's own errors (``pipeline.errors``) are classed the same way; the table that maps every class to
@@ -160,8 +160,7 @@ class TooManyColumns(FarmError):
 
     def __init__(self, most: int) -> None:
         super().__init__(
-            f"the rows have more than {most:,} different columns, and no table is made of as many:"
-            " read the batch's jobs instead"
+            f"the rows have more than {most:,} different columns, and no csv or xlsx is made of as many: take jsonl"
         )
 
 

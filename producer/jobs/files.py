@@ -1,4 +1,8 @@
-"""Uploaded files: the rows that say where they are. A row comes after its object and goes before it."""
+"""Uploaded files: the rows that say where they are. A row comes after its object and goes before it.
+
+Before the object comes, it is noted as one that is to be deleted; the transaction that writes the row takes the note
+back. So an object whose row never comes, because the process died in between, goes with a later sweep.
+"""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -8,7 +12,7 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy import text
 
-from producer.jobs.errors import NotFound
+from producer.jobs.errors import NotFound, Unavailable
 from producer.jobs.postgres import Database
 from producer.jobs.storage import FILES
 
@@ -38,8 +42,21 @@ class Files:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def add(self, file_id: UUID, *, tenant: str, name: str, purpose: str, size_bytes: int) -> File:
-        """The object is there: from now on it is a file."""
+    def expect(self, file_id: UUID, *, tenant: str) -> int:
+        """To be called before the object is put: it goes again unless it becomes a file. Returns the note of it."""
+        values = {"tenant": tenant, "object_key": file_key(tenant, file_id)}
+        with self._database.single() as connection:
+            return int(connection.execute(_EXPECT, values).scalar_one())
+
+    def add(
+        self, file_id: UUID, *, note: int, within_s: float, tenant: str, name: str, purpose: str, size_bytes: int
+    ) -> File:
+        """The object is there: from now on it is a file, if it was noted less than ``within_s`` seconds ago. That is to
+        be well below the time after which a sweep acts on the note (``Durations.sweep_s``).
+
+        Raises:
+            Unavailable: it took longer to put it; it goes again, and the upload may be tried again.
+        """
         values = {
             "id": file_id,
             "tenant": tenant,
@@ -48,8 +65,11 @@ class Files:
             "size_bytes": size_bytes,
             "object_key": file_key(tenant, file_id),
         }
-        with self._database.single() as connection:
-            return File(**connection.execute(_ADD, values).mappings().one())
+        with self._database.begin() as connection:
+            if connection.execute(_TAKE_BACK, {"note": note, "within": within_s}).rowcount:
+                return File(**connection.execute(_ADD, values).mappings().one())
+            connection.execute(_EXPECT, values)  # the sweep may have come before the object
+        raise Unavailable("S3", f"it took more than {within_s:g} s to take the file")
 
     def file(self, file_id: UUID) -> File:
         """Raises: NotFound."""
@@ -78,6 +98,10 @@ class Files:
 
 
 _COLUMNS = ", ".join(File.model_fields)
+
+_EXPECT = text("INSERT INTO deletions (tenant, prefixes) VALUES (:tenant, ARRAY[:object_key]) RETURNING id")
+
+_TAKE_BACK = text("DELETE FROM deletions WHERE id = :note AND deleted_at > now() - make_interval(secs => :within)")
 
 _ADD = text(
     f"""

@@ -41,13 +41,14 @@ class Results:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    def columns(self, batch_id: UUID) -> list[str]:
+    def columns(self, batch_id: UUID, *, called: str | None = None) -> list[str]:
         """What the lines of the input held, in the order in which it is first met. Empty for jobs without an input.
 
-        Raises: TooManyColumns.
+        ``called``: a regular expression that the columns are to match from end to end. Raises: TooManyColumns.
         """
         with self._store.database.begin() as connection:
-            found = list(connection.execute(_COLUMNS, {"batch": batch_id, "limit": COLUMNS_MAX + 1}).scalars())
+            values = {"batch": batch_id, "called": called and f"^({called})$", "limit": COLUMNS_MAX + 1}
+            found = list(connection.execute(_COLUMNS, values).scalars())
         if len(found) > COLUMNS_MAX:
             raise TooManyColumns(COLUMNS_MAX)
         return found
@@ -85,6 +86,7 @@ _COLUMNS = text(
         UNION ALL
         SELECT line, source FROM rejections WHERE batch_id = :batch
     ) AS lines CROSS JOIN LATERAL json_object_keys(source) WITH ORDINALITY AS found (key, place)
+    WHERE CAST(:called AS text) IS NULL OR key ~ :called
     GROUP BY key ORDER BY min(ARRAY[line, place]) LIMIT :limit
     """
 )

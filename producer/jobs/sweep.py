@@ -1,18 +1,18 @@
 """Removes objects that nothing points to: what lost claims uploaded, checkpoints that were gone past, previews, and all
-that belonged to a batch that a person deleted.
+that belonged to a batch or file that a person deleted, or to a file whose upload was broken off.
 
 A walk goes through the bucket a page at a time, asks Postgres which of the keys no row points to and no claim can ever
 point to any more, and deletes those. That answer never becomes wrong, so a claim that comes between question and
 deletion loses nothing, and two sweepers at once do no harm. Keys that are not this farm's are left alone.
 
 Of a deleted batch no row tells any more: where its objects are was noted when it was deleted. They go once no worker
-can still be uploading for it; an image that a job of another batch shares stays.
+can still be uploading for it; an image that a job of another batch shares stays. So does, for a while, what was noted
+when somebody began to upload a file (``files``).
 """
 
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain
 
 from producer.jobs.errors import Unavailable
 from producer.jobs.settings import Durations
@@ -63,9 +63,9 @@ class Sweeper:
     def _remove_deleted(self, stop: threading.Event) -> bool:
         """Whether all is gone of what was deleted long enough ago; False: it was to stop before."""
         for deletion, prefixes in self._store.deletions(after_s=self._durations.sweep_s):
-            pages = chain.from_iterable(map(self._storage.pages, prefixes))
-            if not self._sweep(pages, self._store.deletable, stop):
-                return False
+            for prefix in prefixes:
+                if not self._sweep(self._storage.pages(prefix), self._store.deletable, stop):
+                    return False
             self._store.deleted(deletion)
         return True
 
@@ -80,7 +80,7 @@ class Sweeper:
             self._storage.delete(removed)
             self.swept += len(removed)
             self._found_again()
-        return True
+        return not stop.is_set()  # there may be many in a row that hold no page
 
     def _pages(self) -> Iterator[list[str]]:
         yield from self._storage.pages(IMAGES)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Annotated, Literal, TypedDict
 
 from fastapi import APIRouter, Depends, Query, Request
+from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from pipeline.request import Text
@@ -12,7 +13,7 @@ from producer.api.documents import body_of
 from producer.api.errors import Fault, Invalid
 from producer.api.openai.documents import errors
 from producer.api.openai.errors import Ended
-from producer.api.openai.files import content_of
+from producer.api.openai.files import batch_of, content_of
 from producer.api.openai.identifiers import FileId, Part, batch_id
 from producer.api.openai.lines import Input, Refused
 from producer.api.openai.progress import ENDED, Progress, progress_of
@@ -60,7 +61,9 @@ class ProgressList(BaseModel):
 
 
 @router.post("", openapi_extra=body_of({JSON: "BatchCreation"}), responses=errors(404, 413))
-def create(request: Request, body: Annotated[bytes, Depends(read_document)], here: Here, key: Key = None) -> Progress:
+async def create(
+    request: Request, body: Annotated[bytes, Depends(read_document)], here: Here, key: Key = None
+) -> Progress:
     """Make a batch of a file's lines. When this answers, the file was read and no job of it can be lost.
 
     A line that is no request, has another url, or repeats a ``custom_id`` fails the whole batch, with the number of
@@ -72,12 +75,13 @@ def create(request: Request, body: Annotated[bytes, Depends(read_document)], her
         raise Invalid([Fault(field="input_file_id", message="is no input of a batch")])
     fingerprint = Fingerprint(request)
     fingerprint.add(body)
-    (made,) = progress_of([_made(asked, source, here, fingerprint.with_key(key))], here)
-    return made
+    made = await here.bulk.begin(_made, asked, source, here, fingerprint.with_key(key))
+    (progress,) = await run_in_threadpool(progress_of, [made], here)
+    return progress
 
 
 def _made(asked: BatchCreation, source: FileId, here: Services, key: SubmissionKey | None) -> contract.Batch:
-    name = Files(here.database).file(source.id).name if source.part is None else here.store.batch(source.id).name
+    name = Files(here.database).file(source.id).name if source.part is None else batch_of(source, here).name
     facts = _Facts(tenant=here.whose(None), file_id=str(source), metadata=asked.metadata)
     with spooled() as file:  # so that no transaction waits for the bucket
         for piece in content_of(source, here):

@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import Annotated, Literal
 from unicodedata import category
 from uuid import uuid4
@@ -88,10 +87,24 @@ async def upload(request: Request, here: Here) -> FileObject:
     tenant = here.whose(None)
     async with _form(request) as form:
         file, size_bytes = _checked(form)
-        file_id = uuid4()
-        await run_in_threadpool(here.storage.put_file, file_key(tenant, file_id), file.file, JSONL)
-        add = partial(Files(here.database).add, file_id, tenant=tenant, name=_plain(file.filename))
-        return FileObject.of(await run_in_threadpool(add, purpose=PURPOSE, size_bytes=size_bytes))
+        return await here.transfers.begin(_stored, file, size_bytes, tenant, here)
+
+
+def _stored(file: UploadFile, size_bytes: int, tenant: str, here: Services) -> FileObject:
+    """Raises: Unavailable."""
+    known, file_id = Files(here.database), uuid4()
+    note = known.expect(file_id, tenant=tenant)
+    here.storage.put_file(file_key(tenant, file_id), file.file, JSONL)
+    stored = known.add(
+        file_id,
+        note=note,
+        within_s=here.settings.durations.sweep_s / 2,
+        tenant=tenant,
+        name=_plain(file.filename),
+        purpose=PURPOSE,
+        size_bytes=size_bytes,
+    )
+    return FileObject.of(stored)
 
 
 @asynccontextmanager
@@ -171,41 +184,52 @@ def uploaded(
 
 
 @router.get("/{file_id}", responses=errors(404))
-def file(file_id: str, here: Here) -> FileObject:
+async def file(file_id: str, here: Here) -> FileObject:
     """One file. How long one is that a batch makes of its rows is found by writing it."""
     found = FileId.read(file_id)
     if found.part is None:
-        return FileObject.of(Files(here.database).file(found.id))
-    batch = _batch(found, here)
+        return FileObject.of(await run_in_threadpool(Files(here.database).file, found.id))
+    return await here.bulk.begin(_written, found, found.part, here)
+
+
+def _written(file_id: FileId, part: Part, here: Services) -> FileObject:
+    batch = batch_of(file_id, here)
     sizes = Sizes(here.storage)
-    written_bytes = sum(map(len, Content(batch, here.store, sizes).of(found.part)))
-    ended = batch.finished_at if found.part is not Part.INPUT else None
+    written_bytes = sum(map(len, Content(batch, here.store, sizes).of(part)))
+    ended = batch.finished_at if part is not Part.INPUT else None
     return FileObject(
-        id=file_id,
+        id=str(file_id),
         bytes=written_bytes + sizes.left_out_bytes,
         created_at=int((ended or batch.created_at).timestamp()),
-        filename=f"{batch_name(batch.id)}_{found.part}.jsonl",
-        purpose="batch" if found.part is Part.INPUT else "batch_output",
+        filename=f"{batch_name(batch.id)}_{part}.jsonl",
+        purpose="batch" if part is Part.INPUT else "batch_output",
     )
 
 
 @router.get("/{file_id}/content", responses={200: {"content": {JSONL: {}}}, **errors(404)})
-def content(file_id: str, here: Here) -> Response:
+async def content(file_id: str, here: Here) -> Response:
     """What stands in the file. Links to images are valid for a while from now on; reading it again gives new ones."""
     found = FileId.read(file_id)
-    return Download(content_of(found, here), f"{found}.jsonl", JSONL)
+    return await here.transfers.begin(_download, found, here)
+
+
+def _download(file_id: FileId, here: Services) -> Download:
+    return Download(here, content_of(file_id, here), f"{file_id}.jsonl", JSONL)
 
 
 def content_of(file_id: FileId, here: Services) -> Pieces:
     """The file in pieces. Raises: NotFound, at once; Unavailable, in its midst too."""
     if file_id.part is None:
         return (piece for piece in here.storage.pieces(Files(here.database).file(file_id.id).object_key))
-    return Content(_batch(file_id, here), here.store, Pictures(here.storage)).of(file_id.part)
+    return Content(batch_of(file_id, here), here.store, Pictures(here.storage)).of(file_id.part)
 
 
-def _batch(file_id: FileId, here: Services) -> Batch:
+def batch_of(file_id: FileId, here: Services) -> Batch:
     """The batch whose part the file is. Raises: NotFound: there is none, or that part is not there (yet)."""
-    batch = here.store.batch(file_id.id)
+    try:
+        batch = here.store.batch(file_id.id)
+    except NotFound:
+        raise NotFound("file", file_id) from None
     (progress,) = progress_of([batch], here)
     if str(file_id) not in {progress.input_file_id, progress.output_file_id, progress.error_file_id}:
         raise NotFound("file", file_id)
@@ -217,7 +241,7 @@ def delete(file_id: str, here: Here) -> FileDeleted:
     """Delete an uploaded file; batches that were read from it lose nothing."""
     found = FileId.read(file_id)
     if found.part is not None:
-        _batch(found, here)
+        batch_of(found, here)
         raise _invalid("file_id", "is a part of its batch: DELETE /api/v1/batches/{id} deletes it all")
     Files(here.database).delete(found.id)
     return FileDeleted(id=file_id)

@@ -192,6 +192,25 @@ def test_answers_are_removed_after_some_days(api: httpx.Client, job: str, store:
     assert Answers(store.database).prune() == 1
 
 
+def test_keys_of_submissions_are_removed_after_some_days_and_what_they_made_stays(
+    api: httpx.Client, post: Post, store: Store
+) -> None:
+    post("k1")
+    assert Answers(store.database).prune() == 0
+    with store.database.begin() as connection:
+        connection.execute(text("UPDATE submissions SET created_at = created_at - interval '8 days'"))
+    post("k2")
+    there = submitted(api)
+    assert Answers(store.database).prune() == 1
+    assert submitted(api) == there
+    with store.database.begin() as connection:
+        assert connection.execute(text("SELECT key FROM submissions")).scalars().all() == ["k2"]
+    post("k2")
+    assert submitted(api) == there
+    post("k1")
+    assert submitted(api) > there, "it is a new key by now"
+
+
 def grow_old(store: Store, seconds: float) -> None:
     with store.database.begin() as connection:
         statement = text("UPDATE answers SET seen_at = seen_at - make_interval(secs => :seconds)")

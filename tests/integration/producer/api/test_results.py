@@ -81,6 +81,21 @@ def test_the_table_mirrors_the_input_row_by_row(api: httpx.Client, hand: Farmhan
     assert sha256(api.get(first["url"], follow_redirects=True).content).hexdigest() == first["sha256"]
 
 
+@pytest.mark.parametrize("format", ["csv", "jsonl"])
+def test_rows_of_a_running_batch_say_what_they_wait_for(api: httpx.Client, hand: Farmhand, format: str) -> None:
+    batch, jobs = hand_in(hand, [submission(seed=n) for n in range(3)])
+    hand.succeed(jobs[0])
+    hand.beat()
+    hand.claim(jobs[1])
+    told = api.get(results_path(batch, format=format))
+    rows = read_csv(told) if format == "csv" else [json.loads(line) for line in told.text.splitlines()]
+    assert [row["state"] for row in rows] == ["succeeded", "running", "queued"]
+    assert [bool(row["url"] and row["file"] and row["finished_at"]) for row in rows] == [True, False, False]
+    described = api.get("/openapi.json").json()["paths"]["/api/v1/batches/{batch_id}/results"]["get"]["description"]
+    assert "`queued`" in described
+    assert "`running`" in described
+
+
 def test_formulas_come_back_inert_and_numbers_as_numbers(api: httpx.Client, hand: Farmhand) -> None:
     harmful = ["=CMD()", "+1+1", "-2+3", "@SUM(A1)", "\tx=1", "\rx=1", "＝1"]
     harmless = ["-5", "+3.5", "-1e-5", "-1,5", "a=b", "'=x", 'say "hi"', "two\nlines", "a;b=c", "", "007"]
@@ -326,4 +341,24 @@ def test_more_columns_than_a_table_has_are_told(
     monkeypatch.setattr("producer.jobs.results.COLUMNS_MAX", 4)
     assert len(read_csv(api.get(results_path(batch)))) == 4
     monkeypatch.setattr("producer.jobs.results.COLUMNS_MAX", 3)
-    assert assert_problem(api.get(results_path(batch)), 422)["type"].endswith(":too-many-columns")
+    for format in ("csv", "xlsx"):
+        told = assert_problem(api.get(results_path(batch, format=format)), 422)
+        assert told["type"].endswith(":too-many-columns")
+        assert "jsonl" in told["detail"]
+
+
+def test_lines_and_a_zip_hold_any_number_of_columns(
+    api: httpx.Client, hand: Farmhand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entries = [Entry(submission(), n, {f"c{n}": "x"}) for n in range(1, 5)]
+    batch, jobs = hand_in(hand, [*entries, Entry(submission(seed=7), 5, {"seed": "mine", "result_seed": "too"})])
+    hand.succeed(jobs[0])
+    monkeypatch.setattr("producer.jobs.results.COLUMNS_MAX", 3)
+    lines = api.get(results_path(batch, format="jsonl"))
+    rows = [json.loads(line) for line in lines.text.splitlines()]
+    assert [row.get(f"c{n}") for n, row in enumerate(rows, start=1)] == ["x"] * 4 + [None]
+    assert (rows[4]["seed"], rows[4]["result_seed"], rows[4]["result_result_seed"]) == ("mine", "too", 7)
+    assert all("result_result_seed" in row for row in rows)
+    archive = zipped(api.get(f"/api/v1/batches/{batch.id}/images.zip"))
+    assert archive.namelist() == ["000001.png", "results.jsonl"]
+    assert archive.read("results.jsonl") == lines.content

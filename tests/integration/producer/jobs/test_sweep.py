@@ -4,12 +4,14 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 
 from pipeline.request import ImageFormat
-from producer.jobs.contract import Claim, Job, State, Submission
+from producer.jobs.contract import DEFAULT_TENANT, Claim, Job, State, Submission
+from producer.jobs.errors import NotFound, Unavailable
+from producer.jobs.files import Files, file_key
 from producer.jobs.settings import Durations, Settings
 from producer.jobs.storage import Storage, checkpoint_key, object_key
 from producer.jobs.store import Store
@@ -301,3 +303,66 @@ def test_a_deletion_that_is_broken_off_goes_on_later(
     assert (len(keys_in(storage)), deletions_left(store)) == (3, 1)
     Sweeper(store, storage, QUICK, leads=lambda: True).walk(threading.Event())
     assert (len(keys_in(storage)), deletions_left(store)) == (0, 0)
+
+
+def test_a_deletion_is_broken_off_between_prefixes_that_hold_nothing(
+    store: Store, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = Files(store.database)
+    for _ in range(5):
+        files.expect(uuid4(), tenant=DEFAULT_TENANT)
+    until(lambda: len(store.deletions(after_s=QUICK.sweep_s)) == 5)
+    stop = threading.Event()
+    looked: list[str] = []
+
+    def none(prefix: str) -> Iterator[list[str]]:
+        looked.append(prefix)
+        stop.set()
+        return iter(())
+
+    monkeypatch.setattr(storage, "pages", none)
+    Sweeper(store, storage, QUICK, leads=lambda: True).walk(stop)
+    assert len(looked) == 1
+    assert deletions_left(store) == 5
+
+
+# Uploaded files.
+
+
+def put(storage: Storage, file_id: UUID) -> str:
+    key = file_key(DEFAULT_TENANT, file_id)
+    storage.put(key, b"{}", "application/jsonl")
+    return key
+
+
+def test_a_file_whose_row_never_came_goes_and_one_whose_row_came_stays(
+    store: Store, storage: Storage, sweep: Callable[[], int]
+) -> None:
+    files = Files(store.of(DEFAULT_TENANT).database)
+    lost, kept = uuid4(), uuid4()
+    noted = {file_id: files.expect(file_id, tenant=DEFAULT_TENANT) for file_id in (lost, kept)}
+    put(storage, lost)
+    key = put(storage, kept)
+    facts = {"tenant": DEFAULT_TENANT, "name": "a", "purpose": "batch", "size_bytes": 2}
+    files.add(kept, note=noted[kept], within_s=60, **facts)
+    until(lambda: sweep() == 1)
+    assert keys_in(storage) == {key}
+    assert files.file(kept).object_key == key
+    assert deletions_left(store) == 0
+
+
+def test_a_file_that_came_too_late_is_refused_and_goes(
+    store: Store, storage: Storage, sweep: Callable[[], int]
+) -> None:
+    files = Files(store.database)
+    late = uuid4()
+    note = files.expect(late, tenant=DEFAULT_TENANT)
+    until(lambda: sweep() == 0 and deletions_left(store) == 0)
+    put(storage, late)
+    facts = {"tenant": DEFAULT_TENANT, "name": "a", "purpose": "batch", "size_bytes": 2}
+    with pytest.raises(Unavailable):
+        files.add(late, note=note, within_s=60, **facts)
+    with pytest.raises(NotFound):
+        files.file(late)
+    until(lambda: sweep() == 1)
+    assert keys_in(storage) == set()

@@ -32,6 +32,23 @@ def test_a_file_comes_back_as_it_was_and_goes_when_it_is_deleted(client: OpenAI,
     assert prefixes == keys
 
 
+def test_what_a_crash_left_of_an_upload_is_to_be_deleted(
+    api: httpx.Client, hand: Farmhand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def died(*_: Any, **__: Any) -> None:
+        raise RuntimeError("the process died here")
+
+    monkeypatch.setattr("producer.jobs.files.Files.add", died)
+    upload = {"files": {"file": ("a", b"{}")}, "data": {"purpose": "batch"}}
+    assert api.post("/v1/files", **upload).status_code == 500
+    (keys,) = hand.storage.pages("files/default/")
+    ((_, prefixes),) = hand.store.deletions(after_s=-60)
+    assert prefixes == keys
+    monkeypatch.undo()
+    assert api.post("/v1/files", **upload).status_code == 200
+    assert len(hand.store.deletions(after_s=-60)) == 1
+
+
 def test_files_are_listed_in_pages_from_either_end(client: OpenAI) -> None:
     made = [client.files.create(file=(f"{n}.jsonl", b"{}"), purpose="batch").id for n in range(5)]
     assert [file.id for file in client.files.list(limit=2)] == made[::-1]
@@ -43,8 +60,14 @@ def test_files_are_listed_in_pages_from_either_end(client: OpenAI) -> None:
 
 def test_ids_that_are_none_are_not_found(client: OpenAI) -> None:
     for file_id in ("file-1", "x", "file-" + "0" * 32, "file-" + "0" * 32 + "-output", "file-" + "0" * 32 + "-more"):
-        with pytest.raises(openai.NotFoundError):
-            client.files.retrieve(file_id)
+        for ask in (client.files.retrieve, client.files.content, client.files.delete):
+            with pytest.raises(openai.NotFoundError, match="no file"):
+                ask(file_id)
+    for part in ("", "-input"):
+        with pytest.raises(openai.NotFoundError, match="no file"):
+            client.batches.create(
+                input_file_id=f"file-{'0' * 32}{part}", endpoint="/v1/images/generations", completion_window="24h"
+            )
 
 
 def test_a_form_that_says_too_little_or_too_much_is_refused(api: httpx.Client) -> None:
