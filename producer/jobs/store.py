@@ -950,8 +950,8 @@ _WINDOW = text(
                   FROM messages GROUP BY 1) AS waiting) AS published,
            (SELECT count(*) FROM live) AS workers,
            greatest(0, (SELECT coalesce(sum(capacity), 0) FROM live)
-                       - (SELECT count(*) FROM jobs WHERE state = 'running' AND worker_id IN (SELECT id FROM live))
-           )::int AS free
+                       - (SELECT count(*) FILTER (WHERE worker_id IN (SELECT id FROM live))
+                          FROM jobs WHERE state = 'running'))::int AS free
     """
 )
 

@@ -14,7 +14,7 @@ import statistics
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -109,12 +109,15 @@ class Stopwatch:
 
 
 def _measure(store: Store, window: int, rounds: int) -> None:
-    leader, worker, order, watch = uuid4(), uuid4(), FairOrder(), Stopwatch()
-    for _ in range(window):
-        store.beat(uuid4(), DESCRIPTION, "[]")
+    leader, order, watch = uuid4(), FairOrder(), Stopwatch()
+    workers = [uuid4() for _ in range(window)]
+    for worker in workers:
+        store.beat(worker, DESCRIPTION, "[]")
     wanted: dict[int, int] = {}
     for _ in range(WARM_UP + rounds):
-        wanted = _round(store, leader, worker, order, watch, window)
+        wanted, claimed = _round(store, leader, workers, order, watch)
+        for job_id in claimed:
+            store.cancel(job_id)
     total = 0.0
     for what, times in watch.times.items():
         measured = times[WARM_UP:]
@@ -125,7 +128,11 @@ def _measure(store: Store, window: int, rounds: int) -> None:
         _explain(store, leader, wanted)
 
 
-def _round(store: Store, leader: UUID, worker: UUID, order: FairOrder, watch: Stopwatch, window: int) -> dict[int, int]:
+def _round(
+    store: Store, leader: UUID, workers: Sequence[UUID], order: FairOrder, watch: Stopwatch
+) -> tuple[dict[int, int], list[UUID]]:
+    """What was asked of the lanes, and which jobs the workers claimed."""
+    window = len(workers)
     store.lead(leader, leader_s=LEASE_S)
     with watch.of("window"):
         room = window - sum(store.window(lease_s=LEASE_S).published.values())
@@ -140,9 +147,9 @@ def _round(store: Store, leader: UUID, worker: UUID, order: FairOrder, watch: St
     with watch.of("overdue_messages"):
         store.overdue_messages(leader, audit_s=AUDIT_S)
     assert len(messages) == room == window
-    for published in messages:
+    for published, worker in zip(messages, workers, strict=True):
         assert store.claim(published.message, worker)
-    return wanted
+    return wanted, [published.message.job_id for published in messages]
 
 
 def _explain(store: Store, leader: UUID, wanted: dict[int, int]) -> None:
