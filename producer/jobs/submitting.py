@@ -37,9 +37,11 @@ def came_before(connection: Connection, tenant: str, key: SubmissionKey | None, 
     if not connection.scalar(_LOCK_KEY, {"tenant": tenant, "key": key.key}):
         raise KeyAtWork(key.key)
     values = {"tenant": tenant, "key": key.key, "fingerprint": key.fingerprint, "job_id": None, "batch_id": None} | ids
-    if connection.execute(_KEEP_KEY, values).rowcount:
-        return None
-    earlier = connection.execute(_EARLIER, values).one()
+    earlier = None
+    while earlier is None:  # it may be pruned between the two
+        if connection.execute(_KEEP_KEY, values).rowcount:
+            return None
+        earlier = connection.execute(_EARLIER, values).one_or_none()
     if earlier.fingerprint != key.fingerprint:
         raise KeyReused(key.key)
     return earlier

@@ -399,7 +399,8 @@ submissions = Table(
     _time("created_at", "Submission.", nullable=False, server_default=func.now()),
     Index("submissions_job", "job_id"),
     Index("submissions_batch", "batch_id"),
-    comment="One row per idempotency key, written in the submitting transaction; kept as long as what came of it.",
+    Index("submissions_created", "created_at"),
+    comment="One row per idempotency key, written in the submitting transaction; kept for some days.",
 )
 
 messages = Table(
