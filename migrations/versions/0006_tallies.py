@@ -1,4 +1,4 @@
-"""Counts that need no counting: triggers note how many jobs of a batch came into each state, and left it.
+"""Counts that need no counting: triggers note how many jobs of a batch, and of a tenant, came into each state.
 
 Revision: 0006, after 0005. ``batches.counts`` goes, which said the same of finished batches; ``batches.lines`` comes.
 Jobs cannot be written while those that are there are counted: some seconds with ten million.
@@ -23,20 +23,25 @@ TALLY_JOBS = """
         IF TG_OP = 'INSERT' THEN
             INSERT INTO tallies (tenant, batch_id, priority, state, jobs, work)
             SELECT tenant, batch_id, priority, state, count(*), sum(work)
-            FROM after GROUP BY tenant, batch_id, priority, state;
+            FROM after GROUP BY {levels};
         ELSIF TG_OP = 'DELETE' THEN
             INSERT INTO tallies (tenant, batch_id, priority, state, jobs, work)
             SELECT tenant, batch_id, priority, state, -count(*), -sum(work)
-            FROM before GROUP BY tenant, batch_id, priority, state;
+            FROM before GROUP BY {levels};
         ELSE
             INSERT INTO tallies (tenant, batch_id, priority, state, jobs, work)
             SELECT tenant, batch_id, priority, state, sum(change), sum(change * work)
             FROM (SELECT tenant, batch_id, priority, state, work, -1 AS change FROM before
                   UNION ALL SELECT tenant, batch_id, priority, state, work, 1 FROM after) AS changes
-            GROUP BY tenant, batch_id, priority, state HAVING sum(change) <> 0;
+            GROUP BY {levels} AND sum(change) <> 0;
         END IF;
         RETURN NULL;
     END $$
+"""
+# Of each batch, and of all that a tenant has, in batches or alone.
+LEVELS = """
+    GROUPING SETS ((tenant, batch_id, priority, state), (tenant, priority, state))
+    HAVING (GROUPING(batch_id) = 1 OR batch_id IS NOT NULL)
 """
 TRIGGERS = (
     """
@@ -59,7 +64,7 @@ OPS_BACKLOG = """
     WITH tallied AS (
         SELECT priority, coalesce(sum(jobs) FILTER (WHERE state = 'queued'), 0) AS queued,
                coalesce(sum(jobs) FILTER (WHERE state = 'running'), 0) AS running
-        FROM tallies GROUP BY priority
+        FROM tallies WHERE batch_id IS NULL GROUP BY priority
     ), due AS (
         SELECT priority, sum(delayed) AS delayed, min(oldest) AS oldest FROM lanes
         CROSS JOIN LATERAL (SELECT count(*) AS delayed FROM jobs
@@ -86,7 +91,7 @@ OPS_BACKLOG_COUNTED = """
 TALLY_ALL = """
     INSERT INTO tallies (tenant, batch_id, priority, state, jobs, work, at)
     SELECT tenant, batch_id, priority, state, count(*), sum(work), coalesce(max(finished_at), now())
-    FROM jobs GROUP BY tenant, batch_id, priority, state
+    FROM jobs GROUP BY {levels}
 """
 COUNT_LINES = """
     UPDATE batches SET lines = found.lines
@@ -134,7 +139,12 @@ def upgrade() -> None:
         "tallies",
         sa.Column("id", sa.BigInteger(), sa.Identity(always=True), nullable=False, comment="Never changes."),
         sa.Column("tenant", sa.Text(), nullable=False, comment="Whose jobs; never changes."),
-        sa.Column("batch_id", sa.Uuid(), nullable=True, comment="NULL: those submitted alone; never changes."),
+        sa.Column(
+            "batch_id",
+            sa.Uuid(),
+            nullable=True,
+            comment="NULL: all of the tenant's, in batches or alone; never changes.",
+        ),
         sa.Column("priority", sa.SmallInteger(), nullable=False, comment="Rank of contract.Priority; never changes."),
         sa.Column("state", sa.Text(), nullable=False, comment="contract.State; never changes."),
         sa.Column(
@@ -155,7 +165,7 @@ def upgrade() -> None:
         comment="Jobs by state: how many are in it is the sum of the rows. Triggers write them, the leader adds up.",
     )
     op.create_index("tallies_batch", "tallies", ["batch_id"], unique=False)
-    op.create_index("tallies_tenant", "tallies", ["tenant"], unique=False)
+    op.create_index("tallies_tenant", "tallies", ["tenant"], unique=False, postgresql_where=sa.text("batch_id IS NULL"))
     op.execute("ALTER TABLE tallies ENABLE ROW LEVEL SECURITY")
     op.execute("CREATE POLICY own ON tallies TO ovis_tenant USING (tenant = current_setting('ovis.tenant', true))")
     op.execute("GRANT SELECT ON tallies TO ovis_tenant")
@@ -169,13 +179,13 @@ def upgrade() -> None:
             comment="Of the input that became jobs; set in the submitting transaction; never changes.",
         ),
     )
-    _create(TALLY_JOBS)
+    _create(TALLY_JOBS, levels=LEVELS)
     _create(NOTE_BATCH, counts=TALLIED)
     for trigger in TRIGGERS:
         op.execute(trigger)
     op.execute("DROP VIEW ops_backlog")
     op.execute(OPS_BACKLOG)
-    op.execute(TALLY_ALL)
+    op.execute(TALLY_ALL.format(levels=LEVELS))
     op.execute(COUNT_LINES)
     op.drop_column("batches", "counts")
 

@@ -65,6 +65,7 @@ class Dispatcher:
         self._queue = queue
         self._durations = durations
         self._order = FairOrder()
+        self._folded = 0  # the last tally that was looked at
         self._throughput = Throughput()
         self._renewed_at = -math.inf
         self._renew_at = 0.0
@@ -138,12 +139,11 @@ class Dispatcher:
             self._reclaim()
 
     def _finish_batches(self) -> None:
-        """Each open batch is looked at, of thousands perhaps, and each tally: so seldom that it takes a small part of
-        the time."""
+        """Each open batch is looked at, of thousands perhaps: so seldom that it takes a small part of the time."""
         began = time.monotonic()
         try:
             self._store.finish_batches(self.id)
-            fold(self._store.database)
+            self._folded = fold(self._store.database, self._folded)
         finally:
             ended = time.monotonic()
             self._finish_at = ended + 20 * (ended - began)

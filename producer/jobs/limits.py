@@ -91,7 +91,8 @@ _COUNT = text(
 _LEFT = text(
     """
     SELECT max_queued, CASE WHEN max_queued IS NOT NULL THEN max_queued - (
-               SELECT coalesce(sum(jobs), 0) FROM tallies WHERE tenant = :tenant AND state = 'queued')
+               SELECT coalesce(sum(jobs), 0) FROM tallies
+               WHERE tenant = :tenant AND batch_id IS NULL AND state = 'queued')
                END AS queued_left,
            max_a_day, CAST(max_a_day - day.jobs AS bigint) AS day_left,
            greatest(1, ceil(extract(epoch FROM day.first + interval '1 day' - now())))::int AS day_retry_s

@@ -481,7 +481,7 @@ tallies = Table(
     metadata,
     Column("id", BigInteger, Identity(always=True), primary_key=True, comment="Never changes."),
     Column("tenant", Text, nullable=False, comment="Whose jobs; never changes."),
-    Column("batch_id", Uuid, comment="NULL: those submitted alone; never changes."),
+    Column("batch_id", Uuid, comment="NULL: all of the tenant's, in batches or alone; never changes."),
     Column("priority", SmallInteger, nullable=False, comment="Rank of contract.Priority; never changes."),
     Column("state", Text, nullable=False, comment="contract.State; never changes."),
     Column(
@@ -493,7 +493,7 @@ tallies = Table(
     Column("work", Double, nullable=False, comment="Of these jobs, in megapixel-steps; never changes."),
     _time("at", "When the last of them did; never changes.", nullable=False, server_default=func.now()),
     Index("tallies_batch", "batch_id"),
-    Index("tallies_tenant", "tenant"),
+    Index("tallies_tenant", "tenant", postgresql_where=text("batch_id IS NULL")),
     comment="Jobs by state: how many are in it is the sum of the rows. Triggers write them, the leader adds up.",
 )
 

@@ -81,7 +81,7 @@ MAKE_WORDS = """
 MAKE_TALLIES = """
     INSERT INTO tallies (tenant, batch_id, priority, state, jobs, work, at)
     SELECT tenant, batch_id, priority, state, count(*), sum(work), max(created_at)
-    FROM jobs GROUP BY tenant, batch_id, priority, state
+    FROM jobs GROUP BY GROUPING SETS ((tenant, batch_id, priority, state), (tenant, priority, state))
 """
 
 
