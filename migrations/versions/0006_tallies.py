@@ -1,8 +1,10 @@
 """Counts that need no counting: triggers note how many jobs of a batch, and of a tenant, came into each state.
 
 Revision: 0006, after 0005. ``batches.counts`` goes, which said the same of finished batches; ``batches.lines`` comes.
-Jobs cannot be written while those that are there are counted: some seconds with ten million.
+Jobs cannot be written while those that are there are counted: some 30 s with ten million.
 """
+
+from uuid import UUID
 
 import sqlalchemy as sa
 from alembic import op
@@ -14,6 +16,8 @@ down_revision = "0005"
 branch_labels = None
 depends_on = None
 
+ALL = f"CAST('{UUID(int=0)}' AS uuid)"
+
 # Only rows are added, so nobody who changes a job waits for somebody else who does; the leader adds them up now and
 # then. As the tables' owner, since a tenant who cancels may not write a count by hand.
 TALLY_JOBS = """
@@ -21,16 +25,16 @@ TALLY_JOBS = """
     SET search_path = {schema}, pg_temp AS $$
     BEGIN
         IF TG_OP = 'INSERT' THEN
-            INSERT INTO tallies (tenant, batch_id, priority, state, jobs, work)
-            SELECT tenant, batch_id, priority, state, count(*), sum(work)
+            INSERT INTO tallies (tenant, batch_id, priority, state, jobs, pixel_steps)
+            SELECT tenant, batch_id, priority, state, count(*), sum(round(work * 1e6))
             FROM after GROUP BY {levels};
         ELSIF TG_OP = 'DELETE' THEN
-            INSERT INTO tallies (tenant, batch_id, priority, state, jobs, work)
-            SELECT tenant, batch_id, priority, state, -count(*), -sum(work)
+            INSERT INTO tallies (tenant, batch_id, priority, state, jobs, pixel_steps)
+            SELECT tenant, batch_id, priority, state, -count(*), -sum(round(work * 1e6))
             FROM before GROUP BY {levels};
         ELSE
-            INSERT INTO tallies (tenant, batch_id, priority, state, jobs, work)
-            SELECT tenant, batch_id, priority, state, sum(change), sum(change * work)
+            INSERT INTO tallies (tenant, batch_id, priority, state, jobs, pixel_steps)
+            SELECT tenant, batch_id, priority, state, sum(change), sum(change * round(work * 1e6))
             FROM (SELECT tenant, batch_id, priority, state, work, -1 AS change FROM before
                   UNION ALL SELECT tenant, batch_id, priority, state, work, 1 FROM after) AS changes
             GROUP BY {levels} AND sum(change) <> 0;
@@ -89,8 +93,8 @@ OPS_BACKLOG_COUNTED = """
     FROM jobs WHERE state IN ('queued', 'running') GROUP BY priority
 """
 TALLY_ALL = """
-    INSERT INTO tallies (tenant, batch_id, priority, state, jobs, work, at)
-    SELECT tenant, batch_id, priority, state, count(*), sum(work), coalesce(max(finished_at), now())
+    INSERT INTO tallies (tenant, batch_id, priority, state, jobs, pixel_steps, at, folded)
+    SELECT tenant, batch_id, priority, state, count(*), sum(round(work * 1e6)), coalesce(max(finished_at), now()), true
     FROM jobs GROUP BY {levels}
 """
 COUNT_LINES = """
@@ -147,25 +151,41 @@ def upgrade() -> None:
         ),
         sa.Column("priority", sa.SmallInteger(), nullable=False, comment="Rank of contract.Priority; never changes."),
         sa.Column("state", sa.Text(), nullable=False, comment="contract.State; never changes."),
+        sa.Column("jobs", sa.Integer(), nullable=False, comment="That came into the state, less those that left it."),
         sa.Column(
-            "jobs",
-            sa.Integer(),
+            "pixel_steps",
+            sa.BigInteger(),
             nullable=False,
-            comment="That came into the state, less those that left it; never changes.",
+            comment="Their work; a million is a megapixel-step: whole numbers, so that no sum is rounded.",
         ),
-        sa.Column("work", sa.Double(), nullable=False, comment="Of these jobs, in megapixel-steps; never changes."),
         sa.Column(
             "at",
             sa.DateTime(timezone=True),
             server_default=sa.text("now()"),
             nullable=False,
-            comment="When the last of them did; never changes.",
+            comment="When the last of them did.",
+        ),
+        sa.Column(
+            "folded",
+            sa.Boolean(),
+            server_default=sa.text("false"),
+            nullable=False,
+            comment="The one row to which the leader adds the others, so that there are few; never changes.",
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("tallies_pkey")),
         comment="Jobs by state: how many are in it is the sum of the rows. Triggers write them, the leader adds up.",
     )
     op.create_index("tallies_batch", "tallies", ["batch_id"], unique=False)
     op.create_index("tallies_tenant", "tallies", ["tenant"], unique=False, postgresql_where=sa.text("batch_id IS NULL"))
+    op.create_index(
+        "tallies_folded",
+        "tallies",
+        ["tenant", sa.text(f"coalesce(batch_id, {ALL})"), "priority", "state"],
+        unique=True,
+        postgresql_where=sa.text("folded"),
+    )
+    op.create_index("tallies_new", "tallies", ["id"], unique=False, postgresql_where=sa.text("NOT folded"))
+    op.create_index("tallies_empty", "tallies", ["id"], unique=False, postgresql_where=sa.text("folded AND jobs = 0"))
     op.execute("ALTER TABLE tallies ENABLE ROW LEVEL SECURITY")
     op.execute("CREATE POLICY own ON tallies TO ovis_tenant USING (tenant = current_setting('ovis.tenant', true))")
     op.execute("GRANT SELECT ON tallies TO ovis_tenant")

@@ -32,7 +32,6 @@ from producer.jobs.limits import room_to_draw
 from producer.jobs.queue import Queue
 from producer.jobs.settings import Durations
 from producer.jobs.store import Listener, Store
-from producer.jobs.tallies import fold
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +64,6 @@ class Dispatcher:
         self._queue = queue
         self._durations = durations
         self._order = FairOrder()
-        self._folded = 0  # the last tally that was looked at
         self._throughput = Throughput()
         self._renewed_at = -math.inf
         self._renew_at = 0.0
@@ -143,7 +141,7 @@ class Dispatcher:
         began = time.monotonic()
         try:
             self._store.finish_batches(self.id)
-            self._folded = fold(self._store.database, self._folded)
+            self._store.fold_tallies(self.id)
         finally:
             ended = time.monotonic()
             self._finish_at = ended + 20 * (ended - began)

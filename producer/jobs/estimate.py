@@ -66,11 +66,11 @@ def _estimate(work: float, now: Any) -> Estimate:
 _NOW = text(
     """
     SELECT now() AS at, live.workers, live.speed,
-           greatest(0, (SELECT coalesce(sum(work), 0) FROM tallies
-                        WHERE batch_id IS NULL AND state IN ('queued', 'running'))
-                     - (SELECT coalesce(sum(work), 0) FROM tallies
-                        WHERE batch_id IN (SELECT id FROM batches WHERE paused AND finished_at IS NULL)
-                          AND state IN ('queued', 'running'))) AS backlog
+           ((SELECT coalesce(sum(pixel_steps), 0) FROM tallies
+             WHERE batch_id IS NULL AND state IN ('queued', 'running'))
+            - (SELECT coalesce(sum(pixel_steps), 0) FROM tallies
+               WHERE batch_id IN (SELECT id FROM batches WHERE paused AND finished_at IS NULL)
+                 AND state IN ('queued', 'running')))::float / 1e6 AS backlog
     FROM (SELECT count(*) AS workers, avg(speed) FILTER (WHERE speed > 0) AS speed FROM workers
           WHERE stopped_at IS NULL AND heartbeat_at > now() - make_interval(secs => :lease)) AS live
     """

@@ -35,6 +35,8 @@ Found = TypeVar("Found")
 NUMBER_MAX = 2**63 - 1
 NEIGHBOURS = 300
 """Rows of ``prompt_words``, of up to 100 jobs each, among which one page of a text is looked for."""
+HOLDING = 75
+"""Of these, so many at most whose jobs are looked at one by one."""
 RARE = 20
 """Words that fewer than one in so many neighbours hold are looked up by their index."""
 
@@ -149,7 +151,7 @@ class Search:
         kind, most = f"words{sort.value}", values["limit"]
         words = words_of(which.prompt or "")
         whose = self._database.tenant or which.tenant
-        values |= {"whose": whose, "words": _query(words, whose), "neighbours": NEIGHBOURS}
+        values |= {"whose": whose, "words": _query(words, whose)}
         values |= {"patterns": [_beginning(word) for word in words]}
         beside = [condition for name, condition in _HELD_CONDITIONS.items() if values[name] is not None]
         if cursor is not None:
@@ -245,17 +247,19 @@ class _Look:
 
     def found(self) -> tuple[list[Any], Row[Any] | None]:
         """The jobs, ``values["limit"]`` at most, and, if there may be more, the last of the neighbours."""
-        walked = self._neighbours(_WALK)
+        walked = self._neighbours(_WALK, most=NEIGHBOURS)
         holding = [neighbour for neighbour in walked if neighbour.holds]
-        jobs = self._jobs_among(holding, self.values["limit"])
+        jobs = self._jobs_among(holding[:HOLDING], self.values["limit"])
         missing = self.values["limit"] - len(jobs)
+        if len(holding) > HOLDING:
+            return jobs, holding[HOLDING - 1]
         if not missing or len(walked) < NEIGHBOURS:
             return jobs, None
         if len(holding) * RARE > len(walked):
             return jobs, walked[-1]
-        further = self._neighbours(_BY_INDEX, end_at=walked[-1].created_at, end_id=walked[-1].id)
+        further = self._neighbours(_BY_INDEX, most=HOLDING, end_at=walked[-1].created_at, end_id=walked[-1].id)
         jobs += self._jobs_among(further, missing)
-        return jobs, further[-1] if len(further) == NEIGHBOURS else None
+        return jobs, further[-1] if len(further) == HOLDING else None
 
     def _neighbours(self, statement: str, **values: object) -> Sequence[Row[Any]]:
         asked = statement.format(beside=_all(self.beside), direction=self.sort.direction, behind=self.sort.behind)
@@ -271,7 +275,7 @@ class _Look:
 
 _WALK = """
     SELECT id, created_at, words @@ CAST(:words AS tsquery) AS holds FROM prompt_words
-    WHERE {beside} ORDER BY created_at {direction}, id {direction} LIMIT :neighbours
+    WHERE {beside} ORDER BY created_at {direction}, id {direction} LIMIT :most
 """
 
 _BY_INDEX = """
@@ -279,7 +283,7 @@ _BY_INDEX = """
         SELECT id, created_at FROM prompt_words
         WHERE words @@ CAST(:words AS tsquery) AND (created_at, id) {behind} (:end_at, :end_id) AND {beside}
     )
-    SELECT id, created_at FROM held ORDER BY created_at {direction}, id {direction} LIMIT :neighbours
+    SELECT id, created_at FROM held ORDER BY created_at {direction}, id {direction} LIMIT :most
 """
 
 # OFFSET 0 keeps the planner from looking for the jobs in any other way than neighbour by neighbour, by their place.

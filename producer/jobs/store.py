@@ -629,7 +629,7 @@ class Store:
         return [(row.id, State(row.state)) for row in rows]
 
     def finish_batches(self, holder: UUID) -> int:
-        """Note of each batch that nothing of it is queued or running any more; returns how many that were.
+        """Note of each batch that nothing of it is queued or running any more; returns how many, 1,000 at most.
 
         Two statements: the second sees what had been committed when the first took the locks. So a retry, which writes
         the batch's row too, comes wholly before or wholly after.
@@ -637,6 +637,14 @@ class Store:
         with self._begin() as connection:
             ended = [row.id for row in connection.execute(_LOCK_ENDED_BATCHES, {"holder": holder})]
             return connection.execute(_FINISH_BATCHES, {"ids": ended}).rowcount if ended else 0
+
+    def fold_tallies(self, holder: UUID) -> int:
+        """Add new tallies to those that stand for all before them; returns how many, 10,000 at most. Nothing changes
+        for who reads."""
+        with self._single() as connection:
+            folded = int(connection.execute(_FOLD_TALLIES, {"holder": holder}).scalar_one())
+            connection.execute(_DROP_EMPTY_TALLIES)
+        return folded
 
     def sweepable(self, keys: Sequence[str]) -> list[str]:
         """Of these object keys, those to which no row points, and no claim that may still write ever will.
@@ -1016,7 +1024,8 @@ _REOPEN_LANES = text(
 
 _LOCK_ENDED_BATCHES = text(
     f"""
-    SELECT id FROM batches b WHERE finished_at IS NULL AND NOT {BATCH_OPEN} AND {_LEADS} FOR NO KEY UPDATE SKIP LOCKED
+    SELECT id FROM batches b WHERE finished_at IS NULL AND NOT {BATCH_OPEN} AND {_LEADS} LIMIT 1000
+    FOR NO KEY UPDATE SKIP LOCKED
     """
 )
 
@@ -1026,6 +1035,27 @@ _FINISH_BATCHES = text(
     WHERE id = ANY(:ids) AND finished_at IS NULL AND NOT {BATCH_OPEN}
     """
 )
+
+_FOLD_TALLIES = text(
+    f"""
+    WITH new AS (
+        SELECT id FROM tallies WHERE NOT folded AND {_LEADS} ORDER BY id LIMIT 10000 FOR UPDATE SKIP LOCKED
+    ), gone AS (
+        DELETE FROM tallies WHERE id IN (SELECT id FROM new)
+        RETURNING tenant, batch_id, priority, state, jobs, pixel_steps, at
+    ), kept AS (
+        INSERT INTO tallies (tenant, batch_id, priority, state, jobs, pixel_steps, at, folded)
+        SELECT tenant, batch_id, priority, state, sum(jobs), sum(pixel_steps), max(at), true FROM gone
+        GROUP BY tenant, batch_id, priority, state ORDER BY tenant, batch_id, priority, state
+        ON CONFLICT (tenant, coalesce(batch_id, CAST('{UUID(int=0)}' AS uuid)), priority, state) WHERE folded
+        DO UPDATE SET jobs = tallies.jobs + excluded.jobs, pixel_steps = tallies.pixel_steps + excluded.pixel_steps,
+                      at = greatest(tallies.at, excluded.at)
+    )
+    SELECT count(*) FROM gone
+    """
+)
+
+_DROP_EMPTY_TALLIES = text("DELETE FROM tallies WHERE folded AND jobs = 0 AND pixel_steps = 0")
 
 _STALE_MESSAGES = text(
     f"""

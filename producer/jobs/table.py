@@ -338,7 +338,7 @@ prompt_words = Table(
     Index("prompt_words_words", "words", postgresql_using="gin"),
     Index("prompt_words_submitted", "created_at", "id"),
     Index("prompt_words_submitted_by", "tenant", "created_at", "id"),
-    Index("prompt_words_batch", "batch_id", "first_position"),
+    Index("prompt_words_submitted_in", "batch_id", "created_at", "id"),
     comment="Which neighbouring prompts hold which words; written in the submitting transaction; never changed.",
 )
 
@@ -484,17 +484,35 @@ tallies = Table(
     Column("batch_id", Uuid, comment="NULL: all of the tenant's, in batches or alone; never changes."),
     Column("priority", SmallInteger, nullable=False, comment="Rank of contract.Priority; never changes."),
     Column("state", Text, nullable=False, comment="contract.State; never changes."),
+    Column("jobs", Integer, nullable=False, comment="That came into the state, less those that left it."),
     Column(
-        "jobs",
-        Integer,
+        "pixel_steps",
+        BigInteger,
         nullable=False,
-        comment="That came into the state, less those that left it; never changes.",
+        comment="Their work; a million is a megapixel-step: whole numbers, so that no sum is rounded.",
     ),
-    Column("work", Double, nullable=False, comment="Of these jobs, in megapixel-steps; never changes."),
-    _time("at", "When the last of them did; never changes.", nullable=False, server_default=func.now()),
+    _time("at", "When the last of them did.", nullable=False, server_default=func.now()),
+    Column(
+        "folded",
+        Boolean,
+        nullable=False,
+        server_default=text("false"),
+        comment="The one row to which the leader adds the others, so that there are few; never changes.",
+    ),
     Index("tallies_batch", "batch_id"),
     Index("tallies_tenant", "tenant", postgresql_where=text("batch_id IS NULL")),
+    Index("tallies_new", "id", postgresql_where=text("NOT folded")),
+    Index("tallies_empty", "id", postgresql_where=text("folded AND jobs = 0")),
     comment="Jobs by state: how many are in it is the sum of the rows. Triggers write them, the leader adds up.",
+)
+Index(
+    "tallies_folded",
+    tallies.c.tenant,
+    func.coalesce(tallies.c.batch_id, text(f"'{UUID(int=0)}'::uuid")),
+    tallies.c.priority,
+    tallies.c.state,
+    unique=True,
+    postgresql_where=text("folded"),
 )
 
 events = Table(

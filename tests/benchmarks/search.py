@@ -79,8 +79,8 @@ MAKE_WORDS = """
     GROUP BY batch_id, position / 100 ORDER BY min(seq)
 """
 MAKE_TALLIES = """
-    INSERT INTO tallies (tenant, batch_id, priority, state, jobs, work, at)
-    SELECT tenant, batch_id, priority, state, count(*), sum(work), max(created_at)
+    INSERT INTO tallies (tenant, batch_id, priority, state, jobs, pixel_steps, at, folded)
+    SELECT tenant, batch_id, priority, state, count(*), sum(work * 1e6), max(created_at), true
     FROM jobs GROUP BY GROUPING SETS ((tenant, batch_id, priority, state), (tenant, priority, state))
 """
 

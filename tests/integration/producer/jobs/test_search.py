@@ -142,6 +142,7 @@ def test_of_words_that_many_have_and_a_state_that_few_have_each_is_found_once(
     store: Store, search: Search, monkeypatch: pytest.MonkeyPatch, sort: Sort, rare: int
 ) -> None:
     monkeypatch.setattr("producer.jobs.search.NEIGHBOURS", 3)
+    monkeypatch.setattr("producer.jobs.search.HOLDING", 2)
     monkeypatch.setattr("producer.jobs.search.RARE", rare)
     first, *_, last = [store.submit(Submission(prompt=f"boat {n}"), max_failures=3) for n in range(10)]
     for job in (first, last):

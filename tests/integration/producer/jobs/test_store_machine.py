@@ -39,7 +39,6 @@ from producer.jobs.contract import (
 from producer.jobs.errors import IllegalTransition, KeyReused, LostClaim
 from producer.jobs.storage import checkpoint_key, object_key
 from producer.jobs.store import Store
-from producer.jobs.tallies import fold
 from tests.miscounted import MISCOUNTED
 
 TENANTS = ("default", "another")
@@ -332,7 +331,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule()
     def fold_tallies(self) -> None:
-        fold(self.store.database)
+        self.store.fold_tallies(self.leader)
 
     @rule()
     def close_lanes(self) -> None:

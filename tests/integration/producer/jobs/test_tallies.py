@@ -1,7 +1,6 @@
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import text
@@ -12,9 +11,7 @@ from producer.jobs.estimate import estimate
 from producer.jobs.lines import LineCounts, Lines
 from producer.jobs.postgres import Database
 from producer.jobs.store import Store
-from producer.jobs.tallies import FOLD, fold
 from tests.miscounted import MISCOUNTED
-from tests.waiting import until
 
 A, B = Submission(prompt="a"), Submission(prompt="b", steps=20)
 
@@ -24,56 +21,64 @@ def rows(database: Database, statement: str) -> Sequence[Any]:
         return connection.execute(text(statement)).all()
 
 
+@pytest.fixture
+def leader(store: Store) -> UUID:
+    holder = uuid4()
+    assert store.lead(holder, leader_s=60)
+    return holder
+
+
 def tallies(store: Store) -> int:
     return len(rows(store.database, "SELECT FROM tallies"))
 
 
-def test_folding_leaves_one_row_a_batch_priority_and_state_and_changes_no_sum(store: Store) -> None:
+def test_folding_leaves_one_row_a_batch_priority_and_state_and_changes_no_sum(store: Store, leader: UUID) -> None:
     batch = store.submit_batch("b", [A, B, A], max_failures=3)
     for job in store.batch_jobs(batch.id)[:2]:
         store.cancel(job.id)
     before, farm = store.batch(batch.id), store.farm(lease_s=10).counts
     assert before.counts == {**dict.fromkeys(State, 0), State.QUEUED: 1, State.CANCELLED: 2}
     assert tallies(store) == 10
-    last = fold(store.database)
+    assert store.fold_tallies(uuid4()) == 0, "only the leader does"
+    assert [store.fold_tallies(leader) for _ in range(2)] == [10, 0]
     assert tallies(store) == 4, "queued and cancelled, of the batch and of the tenant"
-    assert fold(store.database, last) > last
-    assert tallies(store) == 4
     assert (store.batch(batch.id), store.farm(lease_s=10).counts) == (before, farm)
+    store.cancel_batch(batch.id)
+    assert store.fold_tallies(leader) == 4
+    assert tallies(store) == 2
     assert not rows(store.database, MISCOUNTED)
 
 
-def test_what_comes_while_the_tallies_are_folded_is_counted_once(store: Store) -> None:
+def test_what_comes_while_the_tallies_are_folded_is_counted_once(store: Store, leader: UUID) -> None:
     batch = store.submit_batch("b", [A, B], max_failures=3)
     first, second = store.batch_jobs(batch.id)
     store.cancel(first.id)
     with store.database.begin() as late:
         late.execute(text("UPDATE jobs SET state = 'cancelled' WHERE id = :id"), {"id": second.id})
-        last = fold(store.database)
+        store.fold_tallies(leader)
         folded = tallies(store)
     assert store.batch(batch.id).counts[State.CANCELLED] == 2
-    fold(store.database, last)
+    store.fold_tallies(leader)
     assert (folded, tallies(store)) == (4, 2)
     assert not rows(store.database, MISCOUNTED)
 
 
-def test_two_that_fold_at_once_count_nothing_twice(store: Store) -> None:
+def test_a_leader_that_is_one_no_more_folds_nothing_twice(store: Store, leader: UUID) -> None:
     batch = store.submit_batch("b", [A, B], max_failures=3)
     store.cancel(store.batch_jobs(batch.id)[0].id)
-    with ThreadPoolExecutor() as pool:
-        with store.database.begin() as first:
-            first.execute(FOLD, {"since": 0})
-            second = pool.submit(fold, store.database)
-            until(lambda: rows(store.database, "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock'"))
-        second.result(10)
+    with store.database.begin() as frozen:
+        held = text("SELECT FROM tallies WHERE state = 'queued' AND NOT folded FOR UPDATE")
+        frozen.execute(held)
+        assert store.fold_tallies(leader) == 2, "it waits for nobody's rows"
+    assert store.fold_tallies(leader) == 4
     assert not rows(store.database, MISCOUNTED)
 
 
-def test_a_deleted_batch_leaves_no_tally(store: Store) -> None:
+def test_a_deleted_batch_leaves_no_tally(store: Store, leader: UUID) -> None:
     batch = store.submit_batch("b", [A, B], max_failures=3)
     store.submit(A, max_failures=3)
     store.delete_batch(batch.id)
-    fold(store.database)
+    store.fold_tallies(leader)
     assert rows(store.database, "SELECT batch_id, state, jobs FROM tallies") == [(None, "queued", 1)]
 
 
@@ -120,7 +125,7 @@ def test_a_tenant_is_told_its_own_counts_and_writes_none(store: Store) -> None:
     with pytest.raises(ProgrammingError, match="permission denied"):
         rows(
             acme.database,
-            "INSERT INTO tallies (tenant, priority, state, jobs, work) VALUES ('acme', 1, 'queued', 9, 9)",
+            "INSERT INTO tallies (tenant, priority, state, jobs, pixel_steps) VALUES ('acme', 1, 'queued', 9, 9)",
         )
 
 
@@ -135,14 +140,12 @@ def test_a_line_of_several_images_is_one_line(store: Store) -> None:
     assert counted == {batch.id: LineCounts(2, 0, 0), single.id: LineCounts(2, 0, 1)}
 
 
-def test_batches_end_when_their_last_job_does(store: Store) -> None:
-    holder = uuid4()
-    assert store.lead(holder, leader_s=60)
+def test_batches_end_when_their_last_job_does(store: Store, leader: UUID) -> None:
     batches = [store.submit_batch("b", [A, B], max_failures=3) for _ in range(3)]
     for batch in batches:
         store.cancel_batch(batch.id)
-    fold(store.database)
-    assert [store.finish_batches(holder) for _ in range(2)] == [3, 0]
+    store.fold_tallies(leader)
+    assert [store.finish_batches(leader) for _ in range(2)] == [3, 0]
     for batch in batches:
         assert store.batch(batch.id).finished_at == store.batch_jobs(batch.id)[-1].finished_at
 
