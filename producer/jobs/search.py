@@ -1,6 +1,6 @@
 """Jobs and batches found by what is known of them, a page at a time.
 
-To be in under 50 ms among ten million jobs; what was measured, and what is known to be slower, stands in README.
+In under 50 ms among ten million jobs; README has what was measured, and what is known to be slower.
 
 A page follows an index from its beginning to its end: one index for each state, whose heads are merged, so that no
 filter makes a query walk past rows of another state, tenant, batch or error. The next page begins behind the last row
@@ -99,7 +99,7 @@ class BatchFilter:
 class Page(Generic[Found]):
     """Some of what was found, and where the next page begins; None: this was the last.
 
-    Of a text, a page may hold fewer than were asked for, or none, and yet not be the last: so no question takes longer
+    Of a text, a page may hold fewer than were asked for, or none, and yet not be the last: so no page takes longer
     because millions of jobs have the words, and none of them the state or error asked for.
     """
 
