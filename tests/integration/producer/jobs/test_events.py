@@ -25,13 +25,6 @@ def hand(settings: Settings) -> Iterator[Farmhand]:
     farmhand.close()
 
 
-@pytest.fixture
-def leader(store: Store) -> UUID:
-    holder = uuid4()
-    assert store.lead(holder, leader_s=600)
-    return holder
-
-
 def submit(store: Store, count: int, tenant: str = "default") -> Batch:
     return store.submit_batch("boats", [Submission(prompt="a")] * count, max_failures=3, tenant=tenant)
 

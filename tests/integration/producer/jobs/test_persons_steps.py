@@ -31,13 +31,6 @@ from tests.waiting import until
 
 
 @pytest.fixture
-def leader(store: Store) -> UUID:
-    holder = uuid4()
-    assert store.lead(holder, leader_s=60)
-    return holder
-
-
-@pytest.fixture
 def worker(store: Store) -> UUID:
     return beating_worker(store)
 

@@ -33,13 +33,6 @@ IMAGE = Recorded(
 LEASE_S = 0.5
 
 
-@pytest.fixture
-def leader(store: Store) -> UUID:
-    holder = uuid4()
-    assert store.lead(holder, leader_s=60)
-    return holder
-
-
 def worker(store: Store) -> UUID:
     worker_id = uuid4()
     beat(store, worker_id)

@@ -21,13 +21,6 @@ def rows(database: Database, statement: str) -> Sequence[Any]:
         return connection.execute(text(statement)).all()
 
 
-@pytest.fixture
-def leader(store: Store) -> UUID:
-    holder = uuid4()
-    assert store.lead(holder, leader_s=60)
-    return holder
-
-
 def tallies(store: Store) -> int:
     return len(rows(store.database, "SELECT FROM tallies"))
 
