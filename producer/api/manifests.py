@@ -131,7 +131,10 @@ class Preview(BaseModel):
     problems: list[Fault] = Field(description="What is wrong with them: the first ones.")
     problem_count: int
     carried: list[str] = Field(description="Columns that nothing uses and that come along into the results.")
-    separator: str | None = Field(description="What separates the cells of a CSV file, by its first line.")
+    separator: str | None = Field(description="What separates the cells of a CSV file, by its first row.")
+    short_rows: int = Field(
+        description="Good rows of a CSV file that end before the header: the rest is taken as empty."
+    )
     work: float = Field(description="Of all jobs, in megapixel-steps.")
     estimate: Estimate
 
@@ -172,6 +175,7 @@ def _previewed(services: Services, reading: Reading) -> Preview:
         problem_count=reading.count,
         carried=[printable(column) for column in reading.carried],
         separator=reading.separator,
+        short_rows=reading.short_rows,
         work=work,
         estimate=_estimated(services, work),
     )

@@ -69,8 +69,8 @@ def _confirm(question: str) -> None:
     """Return if the answer is yes. Raises: SettingsError: there is nobody to ask; Abort."""
     try:
         sure = typer.confirm(question, err=True)
-    except typer.Abort:
-        if sys.stdin.isatty():  # Ctrl-C
+    except typer.Abort as abort:
+        if sys.stdin.isatty() or not isinstance(abort.__context__, EOFError):  # Ctrl-C
             raise
         raise SettingsError("nothing was deleted, as nobody is there to ask: say --yes (-y)") from None
     if not sure:

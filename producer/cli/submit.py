@@ -6,6 +6,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from http import HTTPStatus
+from itertools import islice
 from pathlib import Path
 from typing import IO, Annotated, Any
 from uuid import uuid4
@@ -15,11 +16,11 @@ from pydantic import ValidationError
 
 from pipeline.request import ImageFormat
 from producer.cli.jobs import EXIT_BAD_INPUT, AsJson, connect, console, errors, print_json, wait_and_tell
-from producer.client import Batch, Client, Job, Preview, Refused, ServerError, Unreachable
+from producer.client import Batch, Client, ClientError, Job, Preview, Refused, ServerError, Unreachable
 from producer.client.attempts import AT_WORK
 from producer.jobs.contract import Priority, Submission
 from producer.jobs.errors import SettingsError
-from producer.manifest import SEPARATORS, ManifestKind, drawn_larger
+from producer.manifest import SEPARATORS, ManifestKind, Recipe, drawn_larger
 
 STDIN = Path("-")
 SPOOL_BYTES = 8 * 2**20
@@ -80,6 +81,7 @@ def submit(
     if (prompt is None) == (file is None):
         raise SettingsError("give either a prompt or --file")
     _check_text(key=key, tenant=tenant)
+    new = key is None
     key = str(uuid4()) if key is None else key  # an empty one is the farm's to refuse
     fields = {
         "negative_prompt": negative_prompt,
@@ -129,7 +131,7 @@ def submit(
                 return _dry_run(client, file, kind, options, as_json)
             submitted = _submit_manifest(client, file, kind, options, key)
         if deduplicate:
-            errors.print(_there_already(submitted), markup=False)
+            errors.print(_there_already(submitted, new=new), markup=False)
         if not wait_:
             _say_submitted(submitted, as_json)
             return 0
@@ -186,7 +188,22 @@ def _submit_manifest(client: Client, file: Path, kind: ManifestKind | None, opti
         batch = client.submit_manifest(source, kind=_kind(file, kind), key=key, **options)
     if batch.rejected:
         _tell_rejections(client, batch)
+    if carried := _carried(client, batch, options):
+        errors.print(_told_carried(carried), markup=False)
     return batch
+
+
+def _carried(client: Client, batch: Batch, options: dict[str, Any]) -> list[str]:
+    """Columns of the batch's first row that nothing used. None if the farm does not say: it is submitted."""
+    recipe = Recipe(template=options.get("template"), file_name=options.get("file_name"))
+    with contextlib.suppress(ClientError):
+        for job in islice(client.batch_jobs(batch, page=1), 1):
+            recipe.check_header(list(job.source or ()), 1)
+    return recipe.carried
+
+
+def _told_carried(columns: list[str]) -> str:
+    return f"only carried along into the results: {', '.join(columns)}"
 
 
 def _tell_rejections(client: Client, batch: Batch) -> None:
@@ -228,9 +245,11 @@ def _previewed(preview: Preview) -> Iterator[str]:
     rejected = f"; bad rows: {preview.rejected}, with which nothing is submitted without --partial"
     yield f"{preview.jobs} images{rejected if preview.rejected else ''}"
     if preview.separator not in (None, ","):
-        yield f"its first line says that a {SEPARATORS[preview.separator]} separates the cells"
+        yield f"its first row says that a {SEPARATORS[preview.separator]} separates the cells"
+    if preview.short_rows:
+        yield f"rows shorter than the header, their last cells taken as empty: {preview.short_rows}"
     if preview.carried:
-        yield f"only carried along into the results: {', '.join(preview.carried)}"
+        yield _told_carried(preview.carried)
     if preview.estimate:
         estimate = preview.estimate
         end = (
@@ -291,11 +310,15 @@ def _whole(file: Path, opened: contextlib.ExitStack) -> IO[bytes]:
     return spool
 
 
-def _there_already(submitted: Job | Batch) -> str:
-    """What deduplication has found, beside the JSON: what is drawn at the moment of its submission was drawn before."""
+def _there_already(submitted: Job | Batch, *, new: bool) -> str:
+    """What deduplication has found, beside the JSON. Of a ``new`` submission what is drawn was drawn before; with a key
+    that the farm may know, nobody can tell that from what was drawn since."""
+    told = "there already" if new else "there already, or drawn since --key was first used"
     if isinstance(submitted, Batch):
-        return f"there already: {submitted.counts['succeeded']} of {submitted.jobs} images"
-    return f"there already: {'the image' if submitted.state == 'succeeded' else 'nothing, so it is drawn'}"
+        return f"{told}: {submitted.counts['succeeded']} of {submitted.jobs} images"
+    if submitted.state == "succeeded":
+        return f"{told}: the image"
+    return f"{told}: nothing{', so it is drawn' if new else ''}"
 
 
 def _say_submitted(submitted: Job | Batch, as_json: bool) -> None:

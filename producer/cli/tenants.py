@@ -1,6 +1,7 @@
 """Tenants from the command line: what each one's jobs weigh beside the others', and its limits. It speaks HTTP to the
 farm, with an administrator's key where keys are required."""
 
+from math import isfinite, nan
 from typing import Annotated, Any
 
 import typer
@@ -57,7 +58,9 @@ def _limit(field: str, text: str) -> float | None:
     try:
         number = float(text)
     except ValueError:
-        raise SettingsError(f"--{field.replace('_', '-')}: {text!r} is neither a number nor {UNLIMITED!r}") from None
+        number = nan
+    if not isfinite(number):
+        raise SettingsError(f"--{field.replace('_', '-')}: {text!r} is neither a number nor {UNLIMITED!r}")
     return int(number) if number.is_integer() else number
 
 

@@ -42,7 +42,8 @@ class ManifestOptions(TypedDict, total=False):
     partial: bool
     """Submit the good rows though others are bad."""
     deduplicate: bool
-    """What was drawn already is not drawn again; of the answer it is ``counts["succeeded"]``."""
+    """What was drawn already is not drawn again; of the answer it is ``counts["succeeded"]``, where with the key of an
+    earlier call what was drawn since counts too."""
 
 
 def fields_of(request: Request) -> dict[str, Any]:

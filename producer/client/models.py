@@ -164,7 +164,8 @@ class Preview(Answer):
     """What a manifest would become: its first jobs, its first problems. Nothing of it was submitted.
 
     ``work`` is of all its jobs, in megapixel-steps. ``carried``: columns that nothing uses and that come along into the
-    results; the first 100. ``separator``: of the cells of a CSV file.
+    results; the first 100. ``separator``: of the cells of a CSV file. ``short_rows``: its good rows that end before the
+    header, and of which the rest is taken as empty.
     """
 
     rows: list[dict[str, Any]]
@@ -174,6 +175,7 @@ class Preview(Answer):
     problem_count: int
     carried: list[str]
     separator: str | None
+    short_rows: int = 0
     work: float
     estimate: Estimate
 

@@ -57,12 +57,13 @@ class Reading:
         self.rejected = 0
         self.problems: list[Problem] = []
         self.count = 0
+        self.short_rows = 0  # good ones of which the last cells were left out
         self.separator: str | None = None  # of the cells of a CSV file
 
     @property
     def carried(self) -> list[str]:
         """Columns that nothing uses and that only come along into the results: the first ones that were read."""
-        return list(self._recipe.carried)
+        return self._recipe.carried
 
     def entries(self, *, partial: bool = False) -> Iterator[Entry | Rejection]:
         """Every job, in order; with ``partial`` the bad rows between them. Without it nothing follows a first bad row,
@@ -93,6 +94,7 @@ class Reading:
                 clash = self._names.take(record.line, [entry.submission.name for entry in made])
                 if clash is None:
                     self._good += 1
+                    self.short_rows += record.left_out > 0
                     yield made
                     continue
                 made = (clash,)
@@ -102,7 +104,7 @@ class Reading:
         if self._kind is ManifestKind.JSONL:
             return json_rows(self._file)
         if self._kind is ManifestKind.CSV:
-            self.separator = separator_of(self._file)
+            self.separator = separator_of(self._file, self._recipe.knows)
             return csv_rows(self._file, self.separator, self._recipe.check_header)
         from producer.manifest.xlsx_rows import xlsx_rows  # openpyxl takes a quarter of a second to import
 

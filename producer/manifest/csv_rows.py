@@ -1,10 +1,15 @@
 """Rows of a CSV file, in constant memory. The first row names the columns.
 
-Of comma, semicolon and tab that one separates the cells which the first line holds most often outside quotes; the comma
-where none does, or as often. Rows say nothing of it: prompts are full of commas.
+Of comma, semicolon and tab that one separates the cells by which the first row holds most columns that mean anything
+here; the comma where others find no more. Rows below say nothing of it: prompts are full of commas. A first line
+``sep=;``, which is written for Excel, says it itself and is no row.
+
+Excel leaves out empty cells at the end of some rows and not of others, so a row that is shorter than the header is read
+as if they were there.
 """
 
 import csv
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import IO
 
@@ -16,41 +21,58 @@ LINE_MAX_CHARACTERS = 4_000_000
 ROW_MAX_LINES = 10_000
 """Over which the quoted cells of one row may go."""
 COLUMNS_MAX = 700
+SEPARATOR_LINE = re.compile(r"sep=(.)\1*\s*", re.IGNORECASE)
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab"}
 
-CheckHeader = Callable[[Sequence[str]], Sequence[Problem]]
-"""What is wrong with the names of the columns."""
+CheckHeader = Callable[[Sequence[str], int], Sequence[Problem]]
+"""What is wrong with the names of the columns, which stand in that line."""
+Knows = Callable[[str], bool]
+"""Whether the name of a column means anything here."""
 
 
 def csv_rows(file: IO[bytes], separator: str, check_header: CheckHeader) -> Iterator[Record]:
     """Raises: ManifestError: no more of the file can be read, or its header is wrong."""
     header: list[str] = []
     records = _numbered(file, separator, header)
-    _, first = next(records, (1, []))
+    header_line, first = next(records, (1, []))
+    if [cell.lower() for cell in _filled(first)] == ["sep="]:
+        header_line, first = next(records, (2, []))
     header += _filled([cell.strip() for cell in first])
-    check_columns(header, check_header)
+    check_columns(header, check_header, header_line)
     for line, cells in records:
         if any(cell.strip() for cell in cells):
             yield _record(line, header, cells, separator)
 
 
-def separator_of(file: IO[bytes]) -> str:
-    """By the first line, see above. Raises: ManifestError: it is no text."""
-    first = next(lines(file, LINE_MAX_CHARACTERS), "")
-    outside = "".join(first.split('"')[::2])
-    return max(SEPARATORS, key=outside.count)
+def separator_of(file: IO[bytes], knows: Knows) -> str:
+    """By the first row, see above. Raises: ManifestError: it is no text, or names another separator."""
+    if named := SEPARATOR_LINE.fullmatch(next(lines(file, LINE_MAX_CHARACTERS), "")):
+        if named[1] not in SEPARATORS:
+            told = f"names {named[1]!r} as what separates the cells: {', '.join(SEPARATORS.values())} are read"
+            raise ManifestError.of_file(told, line=1)
+        return named[1]
+    return max(SEPARATORS, key=lambda separator: _known_columns(file, separator, knows))
 
 
-def check_columns(header: Sequence[str], check_header: CheckHeader) -> None:
+def _known_columns(file: IO[bytes], separator: str, knows: Knows) -> int:
+    """How many a header of cells between ``separator`` names."""
+    try:
+        _, first = next(_numbered(file, separator, ()), (1, []))
+    except ManifestError:  # told when the rows are read, if no other separator does better
+        return -1
+    return sum(knows(cell.strip()) for cell in first[:COLUMNS_MAX])
+
+
+def check_columns(header: Sequence[str], check_header: CheckHeader, line: int) -> None:
     """Raises: ManifestError."""
     if not any(header):
         raise ManifestError.of_file("is empty: the first line must name the columns")
     if len(header) > COLUMNS_MAX:
-        raise ManifestError.of_file(f"has {len(header)} columns: {COLUMNS_MAX} are read at most", line=1)
+        raise ManifestError.of_file(f"has {len(header)} columns: {COLUMNS_MAX} are read at most", line=line)
     unnamed = next((place for place, column in enumerate(header, start=1) if not column), None)
     if unnamed:
-        raise ManifestError.of_file(f"column {unnamed} has no name", line=1)
-    if problems := check_header(header):
+        raise ManifestError.of_file(f"column {unnamed} has no name", line=line)
+    if problems := check_header(header, line):
         raise ManifestError(problems[:20], len(problems))
 
 
@@ -62,15 +84,13 @@ def _filled(cells: list[str]) -> list[str]:
 
 
 def _record(line: int, header: Sequence[str], cells: list[str], separator: str) -> Record:
-    values = dict(zip(header, cells, strict=False))
-    if len(cells) < len(header):  # whatever is missing, it need not be what stands at the end
-        told = f"is missing: the row has {len(cells)} cells and the header names {len(header)}"
-        return Record(line, values, (Problem(line, header[len(cells)], told),))
+    left_out = max(0, len(header) - len(cells))
+    values = dict(zip(header, cells + [""] * left_out, strict=False))
     if len(cells) > len(header) and len(_filled(cells)) > len(header):
         name = SEPARATORS[separator]
         told = f"has {len(cells)} cells and the header names {len(header)}: put a cell that holds a {name} in quotes"
         return Record(line, values, (Problem(line, None, told),))
-    return Record(line, values)
+    return Record(line, values, left_out=left_out)
 
 
 def _numbered(file: IO[bytes], separator: str, header: Sequence[str]) -> Iterator[tuple[int, list[str]]]:

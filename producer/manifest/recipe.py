@@ -1,12 +1,12 @@
 """How the rows of a manifest become submissions: templates, defaults, what is varied; checked before any row is read.
 
 What a row says goes before a default, and what is varied goes before both. ``size`` is a column like others, and stands
-for width and height. A column that nothing uses comes along into the results, with or without a template; one that is
-called almost like a field is refused, since it is more likely misspelt.
+for width and height. A column that nothing uses comes along into the results, with or without a template; one that
+plainly means a field, see ``columns``, is refused with the field's name, unless that is a column too.
 """
 
-import difflib
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -14,14 +14,13 @@ from pydantic import ValidationError
 
 from pipeline.request import PROMPT_MAX_CHARACTERS
 from producer.jobs.contract import Entry, Submission
+from producer.manifest.columns import FIELDS, SIZE, meant
 from producer.manifest.problem import ManifestError, Problem
 from producer.manifest.record import Record, unstorable
 from producer.manifest.sizes import drawn_larger, size_of
 from producer.manifest.template import Template, Unfilled
 from producer.manifest.variation import variations
 
-FIELDS = dict.fromkeys(Submission.model_fields)
-SIZE = "size"
 SIDES = ("width", "height")
 DEFAULTS = Submission(prompt="-").model_dump(mode="json", exclude={"prompt"})
 SUFFIXES = (".{format}", ".png", ".jpg", ".jpeg", ".webp")
@@ -32,10 +31,10 @@ CHECKED_MAX = 1_000
 CHECKED_MAX_CHARACTERS = 1_000_000
 """Of all their names, the set that came last apart."""
 CARRIED_MAX = 100
-"""Columns that are remembered to be told, and characters of each name."""
-LETTERS = {field: frozenset(field) for field in (*FIELDS, SIZE)}
-ELSEWHERE = {"num_inference_steps": "steps", "guidance_scale": "guidance"}
-"""What diffusers and this farm's OpenAI paths call a field."""
+"""Columns that are remembered to be told."""
+CARRIED_NAME_MAX_CHARACTERS = 100
+DECIMAL_COMMA = re.compile(r"\s*\d+,\d{1,2}\s*")
+"""With three digits behind it, it may mean thousands."""
 ROW_PROBLEMS_MAX = 20
 """Problems of one row that are told."""
 
@@ -68,13 +67,23 @@ class Recipe:
         used = [made.columns for made in (self._prompt, self._name) if made]
         self._used = frozenset[str]().union(*used)
         self._defaults = _sized(_pairs(defaults), "default")
+        self._needed = (self._used | {"prompt"}) - self._defaults.keys()
         self._variations = [_sized(values, "vary") for values in variations(vary)]
         self._varied = frozenset(self._variations[0])
         for values, option in ((self._defaults, "default"), *((values, "vary") for values in self._variations)):
             self._check_values(values, option)
         self._checked: dict[tuple[str, ...], tuple[Problem, ...]] = {}
         self._checked_characters = 0
-        self.carried: dict[str, None] = {}  # in the order in which they were seen
+        self._carried: dict[int, str] = {}  # by the hash of a name, which may have any length; in order of their coming
+
+    @property
+    def carried(self) -> list[str]:
+        """The first columns that nothing uses, their names shortened."""
+        return list(self._carried.values())
+
+    def knows(self, column: str) -> bool:
+        """Whether it is used, or plainly means what would be."""
+        return column in self._used or meant(column) is not None
 
     def _check_values(self, values: Mapping[str, Any], option: str) -> None:
         for field in values:
@@ -87,43 +96,44 @@ class Recipe:
             problems = [Problem(0, option, f"{problem.column}: {problem.message}") for problem in found]
             raise ManifestError(problems) from None
 
-    def check_header(self, columns: Sequence[str]) -> list[Problem]:
-        """What is wrong with the columns of a file in which every row has the same."""
+    def check_header(self, columns: Sequence[str], line: int) -> list[Problem]:
+        """What is wrong with the columns of a file in which every row has the same; ``line`` names them."""
         twice = sorted({column for column in columns if columns.count(column) > 1})
-        problems = [Problem(1, column, "is there twice") for column in twice]
-        problems += self._unknown(1, columns)
+        problems = [Problem(line, column, "is there twice") for column in twice]
+        problems += self._unknown(line, columns)
         there = {*columns, *self._defaults, *self._varied, *DEFAULTS, SIZE}
         for column in sorted(self._used - there):
-            problems.append(Problem(1, column, "is used by a template and is no column of the file"))
-        if self._prompt is None and "prompt" not in {*map(str.lower, columns), *there}:
+            problems.append(Problem(line, column, "is used by a template and is no column of the file"))
+        if self._prompt is None and "prompt" not in {*map(meant, columns), *there}:
             there_are = ", ".join(columns)
-            problems.append(Problem(1, "prompt", f"is missing: the columns are {there_are[:200]}"))
+            problems.append(Problem(line, "prompt", f"is missing: the columns are {there_are[:200]}"))
         return problems
 
     def _unknown(self, line: int, columns: Sequence[str]) -> Iterator[Problem]:
-        for column in dict.fromkeys(columns):
-            if (told := self._refusal(column)) is not None:
+        there = dict.fromkeys(columns)
+        for column in there:
+            if (told := self._refusal(column, there)) is not None:
                 yield Problem(line, column, told)
         if SIZE in columns and not set(SIDES).isdisjoint(columns):
             yield Problem(line, SIZE, "stands beside width or height: give one or the other")
 
-    def _refusal(self, column: str) -> str | None:
+    def _refusal(self, column: str, there: Collection[str]) -> str | None:
         if column in self._varied:
             return "is varied, and is a column of the file too: leave one out"
         if column == "prompt" and self._prompt is not None and column not in self._used:
             return "is a column, but the template makes the prompt: write {prompt} in it, or remove the column"
         if column in FIELDS or column == SIZE or column in self._used:
             return None
-        meant = _meant(column.lower())
-        if meant is None:
-            if len(self.carried) < CARRIED_MAX:
-                self.carried[column[:CARRIED_MAX]] = None
+        field = meant(column)
+        if field is None or field in there:
+            if len(self._carried) < CARRIED_MAX:
+                self._carried[hash(column)] = column[:CARRIED_NAME_MAX_CHARACTERS]
             return None
-        return f"is no column of a request: write {meant!r}, or call it something else if it is your own"
+        return f"is no column of a request: write {field!r}, or call it something else if it is your own"
 
     def entries(self, record: Record) -> list[Entry] | tuple[Problem, ...]:
         """The jobs of one row, or all that is wrong with it."""
-        if problems := record.problems or self._checked_columns(record) or _unstorable(record):
+        if problems := self._problems_before(record):
             return problems
         source = dict(record.values)
         try:
@@ -136,6 +146,19 @@ class Recipe:
             return tuple(_problems(record.line, error, {**self._base(given), **self._variations[0]}))
         except Unfilled as error:
             return (Problem(record.line, error.column, str(error)),)
+
+    def _problems_before(self, record: Record) -> tuple[Problem, ...]:
+        """What is wrong with a row whatever its cells hold."""
+        return record.problems or self._left_out(record) or self._checked_columns(record) or _unstorable(record)
+
+    def _left_out(self, record: Record) -> tuple[Problem, ...]:
+        """The first needed cell that the row does not reach: it may be another that was forgotten."""
+        if not record.left_out:
+            return ()
+        reached = len(record.values) - record.left_out
+        told = f"is missing: the row has {reached} cells and the header names {len(record.values)}"
+        left_out = islice(record.values, reached, None)
+        return tuple(Problem(record.line, column, told) for column in left_out if column in self._needed)[:1]
 
     def _base(self, given: Mapping[str, Any]) -> dict[str, Any]:
         sides = [side for side in SIDES if side in given]
@@ -168,18 +191,11 @@ class Recipe:
 
 
 def _fields(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {field: value for field, value in values.items() if field in FIELDS}
-
-
-def _meant(column: str) -> str | None:
-    """The field for which ``column`` is likely to stand: it differs in a letter or so, or in the order of its letters.
-    The words of many spreadsheets that are no slips (weight, quantity, style) lie further away."""
-    if column in ELSEWHERE:
-        return ELSEWHERE[column]
-    letters = frozenset(column)
-    alike = [field for field, of in LETTERS.items() if len(of ^ letters) <= 2]  # difflib would take its time for each
-    turned = (field for field in alike if len(field) == len(column) and sorted(field) == sorted(column))
-    return next(iter((*turned, *difflib.get_close_matches(column, alike, n=1, cutoff=0.85))), None)
+    fields = {field: value for field, value in values.items() if field in FIELDS}
+    guidance = fields.get("guidance")  # the one number that has a fraction
+    if isinstance(guidance, str) and DECIMAL_COMMA.fullmatch(guidance):
+        fields["guidance"] = guidance.replace(",", ".")
+    return fields
 
 
 def _stem(file_name: str) -> str:

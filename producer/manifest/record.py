@@ -7,11 +7,15 @@ from producer.manifest.problem import Problem
 
 
 class Record(NamedTuple):
-    """A row: its line, from 1, and its columns. One that could not be read holds what is wrong, and what was read."""
+    """A row: its line, from 1, and its columns. One that could not be read holds what is wrong, and what was read.
+
+    ``left_out``: how many of the last columns the row does not reach; they are there, and empty.
+    """
 
     line: int
     values: Mapping[str, Any]
     problems: tuple[Problem, ...] = ()
+    left_out: int = 0
 
     @classmethod
     def broken(cls, line: int, message: str, *, column: str | None = None, text: str = "") -> "Record":

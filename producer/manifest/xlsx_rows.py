@@ -49,7 +49,7 @@ def xlsx_rows(file: IO[bytes], check_header: CheckHeader) -> Iterator[Record]:
     rows = _cells(file)
     header_line, first = next(rows, (1, {}))
     header = [str(_plain(first.get(place, "")) or "").strip() for place in range(1, max(first, default=0) + 1)]
-    check_columns(header, check_header)
+    check_columns(header, check_header, header_line)
     for line, cells in rows:
         if line > header_line:
             yield _record(line, header, cells)

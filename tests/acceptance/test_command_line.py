@@ -173,7 +173,7 @@ def test_a_broken_download_goes_on_where_it_stopped(farm: CommandLine, tmp_path:
     [
         ("prompt,width\ngood,64\nbad,0\n", "line 3, column 'width'"),
         ("prompt,widht\na,64\n", "column 'widht': is no column of a request: write 'width'"),
-        ("prompt;width;height\na;64\n", "line 2, column 'height': is missing"),
+        ("width;prompt\n64;a\n64\n", "line 3, column 'prompt': is missing"),
         ("prompt,name\na,n\nb,N\n", "line 3, column 'name': 'N' is the name of line 2 already"),
         ("", "is empty"),
         ('prompt\n"open', "is no CSV"),

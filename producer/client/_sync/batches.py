@@ -48,7 +48,7 @@ class Batches(Transport):
             weight: of its share beside the tenant's other batches, 0.01 to 100; None: 1.
             key: as for ``submit``.
             deduplicate: what was drawn already is not drawn again; such jobs have succeeded at once, and are the
-                ``counts["succeeded"]`` of the answer.
+                ``counts["succeeded"]`` of the answer. With the key of an earlier call what was drawn since counts too.
 
         Raises:
             Refused: lines are wrong: ``problem.errors`` names each line (from 1) and field. Or the key came before

@@ -102,7 +102,8 @@ async function look() {
   const count = `${preview.jobs} ${preview.jobs === 1 ? "image" : "images"}`;
   const bad = preview.rejected ? `, and ${preview.rejected} bad ${preview.rejected === 1 ? "row" : "rows"}` : "";
   const parts = [element("h2", `${count}${bad}`), element("p", cost(preview.estimate))];
-  if (preview.separator && preview.separator !== ",") parts.push(element("p", `The first line says that a ${preview.separator === ";" ? "semicolon" : "tab"} separates the cells.`));
+  if (preview.separator && preview.separator !== ",") parts.push(element("p", `The first row says that a ${preview.separator === ";" ? "semicolon" : "tab"} separates the cells.`));
+  if (preview.short_rows) parts.push(element("p", `Rows shorter than the header, their last cells taken as empty: ${preview.short_rows}`));
   if (preview.carried.length) parts.push(element("p", `Only carried along into the results: ${preview.carried.join(", ")}`));
   if (preview.problems.length) parts.push(list(preview.problems));
   if (preview.problem_count > preview.problems.length) parts.push(element("p", `… and ${preview.problem_count - preview.problems.length} more`));

@@ -130,7 +130,9 @@ def test_a_preview_tells_the_separator_and_what_only_comes_along(api: httpx.Clie
     assert job["source"] == {"sku": "A", "prompt": "a boat, red", "price": "9,90"}
     assert api.get(f"{BATCHES}/{batch['id']}/results").text.splitlines()[1].count("9,90") == 1
     line = api.post(PREVIEW, content=b'{"prompt": "a"}', headers={"Content-Type": "application/x-ndjson"}).json()
-    assert (line["separator"], line["carried"]) == (None, [])
+    assert (line["separator"], line["carried"], line["short_rows"]) == (None, [], 0)
+    short = api.post(PREVIEW, content="prompt,sku,seed\na,A,1\nb\nc\n", headers=CSV).json()
+    assert (short["jobs"], short["short_rows"]) == (3, 2)
 
 
 def test_options_of_manifests_do_not_go_with_json(api: httpx.Client) -> None:

@@ -101,11 +101,26 @@ def test_a_dry_run_ends_as_the_submission_would(run: Run, rows: str, words: tupl
 
 def test_a_dry_run_tells_what_separates_the_cells_and_what_only_comes_along(run: Run) -> None:
     _, out, _ = run("submit", "-f", "-", "--dry-run", stdin="sku;prompt;price\nA;a boat;9,90\n")
-    assert "its first line says that a semicolon separates the cells" in out
+    assert "its first row says that a semicolon separates the cells" in out
     assert "only carried along into the results: sku, price" in out
     _, out, _ = run("submit", "-f", "-", "--dry-run", stdin=SMALL)
-    assert "first line" not in out
+    assert "first row" not in out
     assert "carried" not in out
+    assert "shorter" not in out
+
+
+def test_a_dry_run_tells_how_many_rows_were_shorter_than_the_header(run: Run) -> None:
+    code, out, _ = run("submit", "-f", "-", "--dry-run", stdin="prompt,sku,seed\na,A,1\nb\nc,C\n")
+    assert (code, "rows shorter than the header, their last cells taken as empty: 2\n" in out) == (0, True), out
+
+
+def test_a_submission_tells_what_only_comes_along_beside_the_json(run: Run) -> None:
+    manifest = "sku,prompt,Speed,shop\nA,a,1,x\n"
+    for words in ((), ("--json",)):
+        code, out, err = run("submit", "-f", "-", *words, "--name", "{sku}", stdin=manifest)
+        assert (code, err) == (0, "only carried along into the results: Speed, shop\n"), out
+    assert "carried" not in run("submit", "-f", "-", stdin=SMALL)[2]
+    assert "carried" not in run("submit", "a boat")[2]
 
 
 def test_what_was_there_already_is_counted_when_it_is_deduplicated(run: Run, hand: Farmhand) -> None:
@@ -118,6 +133,18 @@ def test_what_was_there_already_is_counted_when_it_is_deduplicated(run: Run, han
     one = ("submit", "a", "--width", "64", "--height", "64", "--deduplicate", "--seed")
     assert run(*one, "1")[2] == "there already: the image\n"
     assert run(*one, "9")[2] == "there already: nothing, so it is drawn\n"
+
+
+def test_with_a_key_of_before_what_was_drawn_since_is_not_told_as_there_already(run: Run, hand: Farmhand) -> None:
+    hand.beat()
+    words = ("submit", "-f", "-", "--deduplicate", "--key", "order-1")
+    told = "there already, or drawn since --key was first used"
+    code, out, err = run(*words, "--json", stdin=SMALL)
+    assert (code, err) == (0, f"{told}: 0 of 3 images\n")
+    hand.succeed(hand.store.batch_jobs(UUID(json.loads(out)["id"]))[0])
+    assert run(*words, stdin=SMALL)[2] == f"{told}: 1 of 3 images\n"
+    one = ("submit", "a boat", "--deduplicate", "--key", "order-2")
+    assert run(*one)[2] == f"{told}: nothing\n"
 
 
 def test_a_batch_is_not_deleted_where_nobody_can_be_asked_and_it_is_said_how(run: Run, store: Store) -> None:
@@ -141,6 +168,10 @@ def test_tenants_are_given_weights_and_limits_and_shown(run: Run) -> None:
     for words, told in (
         (("acme",), "say what changes"),
         (("acme", "--max-running", "many"), "--max-running: 'many' is neither"),
+        (("acme", "--max-queued", "inf"), "--max-queued: 'inf' is neither"),
+        (("acme", "--max-queued=-inf"), "--max-queued: '-inf' is neither"),
+        (("acme", "--max-requests-s", "nan"), "--max-requests-s: 'nan' is neither"),
+        (("acme", "--max-requests-s", "1e400"), "--max-requests-s: '1e400' is neither"),
         (("acme", "--weight", "1000"), "weight"),
         (("a b", "--weight", "1"), "name: must be"),
     ):

@@ -13,7 +13,12 @@ import pytest
 from producer.jobs.contract import Entry, Rejection
 from producer.manifest import PROBLEMS_MAX, ManifestError, ManifestKind, Reading, Recipe, size_sets
 from producer.manifest.csv_rows import LINE_MAX_CHARACTERS, ROW_MAX_LINES
-from producer.manifest.recipe import CARRIED_MAX, CHECKED_MAX_CHARACTERS, ROW_PROBLEMS_MAX
+from producer.manifest.recipe import (
+    CARRIED_MAX,
+    CARRIED_NAME_MAX_CHARACTERS,
+    CHECKED_MAX_CHARACTERS,
+    ROW_PROBLEMS_MAX,
+)
 from producer.manifest.record import Record
 
 
@@ -78,7 +83,13 @@ def test_few_columns_that_come_along_are_remembered() -> None:
     lines = "\n".join(json.dumps({"prompt": "a", f"x{n}" + "y" * 10_000: n}) for n in range(150))
     found = reading(lines, ManifestKind.JSONL)
     assert len(list(found.entries())) == 150
-    assert (len(found.carried), max(map(len, found.carried))) == (CARRIED_MAX, CARRIED_MAX)
+    assert (len(found.carried), max(map(len, found.carried))) == (CARRIED_MAX, CARRIED_NAME_MAX_CHARACTERS)
+
+
+def test_columns_whose_long_names_begin_alike_are_told_as_two() -> None:
+    long = "x" * CARRIED_NAME_MAX_CHARACTERS
+    found = reading(f"prompt,{long}a,{long}b\nboat,1,2\n")
+    assert (len(list(found.entries())), found.carried) == (1, [long, long])
 
 
 @pytest.mark.parametrize(
@@ -90,14 +101,45 @@ def test_few_columns_that_come_along_are_remembered() -> None:
         ('prompt;width;"a, b, c, d"\na;64;x\n', ";"),
         ("prompt\na; b; c\n", ","),
         ("prompt;width;\na;64;\n", ";"),
+        ("prompt,width,notes; internal; draft; old\na,64,b; c\n", ","),
+        ("prompt,width,meta;a;b;c;d\na,64,x\n", ","),
+        ("prompt\twidth\tname, short, de, at\na, b\t64\tx\n", "\t"),
+        ('"Kommentar\n(de), kurz";prompt;width\nx;a, b;64\n', ";"),
+        ("Produkt (de, at, ch);prompt;width\nx;a;64\n", ";"),
+        ("sep=;\nprompt,x;width\na;64\n", ";"),
+        ("SEP=,\r\nprompt,width\r\na;b,64\r\n", ","),
+        ("sep=\t\t\nprompt\twidth\na\t64\n", "\t"),
     ],
 )
-def test_the_first_line_says_what_separates_the_cells(text: str, separator: str) -> None:
-    found = reading(text, defaults=["height=64"])
+def test_the_first_row_says_what_separates_the_cells(text: str, separator: str) -> None:
+    template = {"template": "{prompt,x}"} if "prompt,x" in text else {}
+    found = reading(text, defaults=["height=64"], **template)
     (entry,) = found.entries()
     assert isinstance(entry, Entry)
     assert found.separator == separator
     assert entry.submission.width == (1024 if text.startswith("prompt\n") else 64)
+
+
+def test_columns_of_the_template_say_what_separates_the_cells_too() -> None:
+    found = reading("Farbe;Ware, kurz\nrot;Schuhe, neu\n", template="{Farbe} {Ware, kurz}")
+    (entry,) = found.entries()
+    assert isinstance(entry, Entry)
+    assert (found.separator, entry.submission.prompt) == (";", "rot Schuhe, neu")
+
+
+def test_lines_are_counted_with_the_one_that_names_the_separator() -> None:
+    assert "line 2, column 'widht'" in refusal("sep=;\nprompt;widht\na;64\n")
+    assert "line 3, column 'width'" in refusal("sep=;\nprompt;width\na;0\n")
+    assert "is empty: the first line must name the columns" in refusal("sep=;\n")
+    assert "line 1: names '|' as what separates the cells" in refusal("sep=|\nprompt|width\na|64\n")
+
+
+def test_a_decimal_comma_is_read_as_a_german_spreadsheet_means_it() -> None:
+    found = entries("prompt;guidance\na;4,5\nb;4.5\nc; 7,25 \n")
+    assert [entry.submission.guidance for entry in found] == [4.5, 4.5, 7.25]
+    assert found[0].source["guidance"] == "4,5"
+    for cell in ("1,000", "4,5,1", ",5"):
+        assert "line 2, column 'guidance'" in refusal(f"prompt;guidance\na;{cell}\n")
 
 
 def test_a_german_spreadsheet_is_read_as_it_is_saved() -> None:
@@ -109,6 +151,73 @@ def test_a_german_spreadsheet_is_read_as_it_is_saved() -> None:
 def test_cells_that_are_empty_at_the_end_of_a_row_and_rows_that_hold_nothing_are_no_fault() -> None:
     found = entries("prompt,width,,\na,64,,\nb,,,\n,,,\n\nc,80\n,\n")
     assert [(entry.line, entry.submission.width) for entry in found] == [(2, 64), (3, 1024), (6, 80)]
+
+
+def test_cells_that_a_spreadsheet_left_out_at_the_end_of_a_row_are_empty_and_such_rows_are_counted() -> None:
+    found = reading("prompt,name,sku,seed\na,b\nc\nd,e,f,7\ng,,\n", defaults=["seed=5"])
+    made = [entry for entry in found.entries() if isinstance(entry, Entry)]
+    assert [entry.submission.seed for entry in made] == [5, 5, 7, 5]
+    assert made[0].source == {"prompt": "a", "name": "b", "sku": "", "seed": ""}
+    assert found.short_rows == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "column"),
+    [
+        ("sku,prompt\nA,a\nB\n", {}, "prompt"),
+        ("style,product,price\nred,shoes\nblue\n", {"template": "{style} {product}"}, "product"),
+        ("prompt,sku,width\na,A,64\nb\n", {"file_name": "{sku}"}, "sku"),
+        ("prompt,sku,width\na,A,64\nb,B\n", {"file_name": "{sku}_{width}"}, "width"),
+    ],
+)
+def test_a_row_that_lacks_a_cell_that_is_needed_is_refused(text: str, options: dict[str, Any], column: str) -> None:
+    assert f"line 3, column '{column}': is missing: the row has" in refusal(text, **options)
+
+
+def test_a_default_stands_for_a_cell_that_is_left_out_and_needed() -> None:
+    found = entries("sku,style\nA,red\nB\n", template="{style} shoes", defaults=["style=plain"])
+    assert [entry.submission.prompt for entry in found] == ["red shoes", "plain shoes"]
+
+
+@pytest.mark.parametrize(
+    ("column", "field"),
+    [
+        ("width_px", "width"),
+        ("height px", "height"),
+        ("guidance scale", "guidance"),
+        ("Guidance Scale", "guidance"),
+        ("cfg_scale", "guidance"),
+        ("CFG-Scale", "guidance"),
+        ("inference_steps", "steps"),
+        ("Num Inference Steps", "steps"),
+        ("negative", "negative_prompt"),
+        ("Negative Prompt", "negative_prompt"),
+        ("negative-promt", "negative_prompt"),
+        ("Steps", "steps"),
+        ("widht", "width"),
+        ("heigth", "height"),
+        ("guidence", "guidance"),
+        ("qualty", "quality"),
+        ("priorty", "priority"),
+        ("stepps", "steps"),
+    ],
+)
+def test_a_column_that_plainly_means_a_field_is_refused_unless_the_field_is_there(column: str, field: str) -> None:
+    told = refusal(f"prompt,{column}\na,5\n")
+    assert f"column {column!r}: is no column of a request: write {field!r}" in told
+    valid = {"format": "png", "priority": "bulk", "width": "64", "height": "64"}.get(field, "7")
+    found = reading(f"prompt,{column},{field}\na,5,{valid}\n")
+    assert (len(list(found.entries())), found.carried) == (1, [column])
+
+
+@pytest.mark.parametrize(
+    "column",
+    ["speed", "mean", "eight", "weight", "with", "name2", "size2", "prompt2", "step", "sizes", "formal", "stems",
+     "stews", "stops", "heights", "widths", "quantity", "title", "style"],
+)  # fmt: skip
+def test_words_of_ordinary_catalogues_are_nobodys_slips(column: str) -> None:
+    found = reading(f"text,{column}\nboat,x\n", template="{text}")
+    assert (len(list(found.entries())), found.carried) == (1, [column])
 
 
 def test_a_size_that_is_too_small_to_be_drawn_says_how_it_is_had_all_the_same() -> None:
@@ -245,7 +354,6 @@ def test_a_wrong_option_is_told_before_any_row_is_read(option: str, value: Any, 
         ("prompt|width\na|64\n", "line 1, column 'prompt': is missing: the columns are prompt|width"),
         ("prompt,,width\na,b,64\n", "line 1: column 2 has no name"),
         ("prompt,\na,b\n", "line 2: has 2 cells and the header names 1"),
-        ("prompt,width,height,sku\na,64,64,A\nb,64\n", "line 3, column 'height': is missing: the row has 2 cells"),
         (
             "prompt;width\na;64\nb;64;c\n",
             "line 3: has 3 cells and the header names 2: put a cell that holds a semicolon",
@@ -253,7 +361,7 @@ def test_a_wrong_option_is_told_before_any_row_is_read(option: str, value: Any, 
         ('prompt;width\na;64\nb;"64\n', "line 3, column 'width': is no CSV: a quote is opened"),
         ("prompt;width\na;64\nb;0\n", "line 3, column 'width': Input should be"),
         ("Prompt,WIDTH\na,64\n", "column 'Prompt': is no column of a request: write 'prompt', or call it something"),
-        ("prompt,promt\na,b\n", "line 1, column 'promt': is no column of a request: write 'prompt'"),
+        ("promt,sku\na,b\n", "line 1, column 'promt': is no column of a request: write 'prompt'"),
         ("prompt,widht\na,64\n", "line 1, column 'widht': is no column of a request: write 'width'"),
         ("prompt,guidance_scale\na,4\n", "line 1, column 'guidance_scale': is no column of a request: write 'guid"),
         ("prompt,heigth\na,64\n", "column 'heigth': is no column of a request: write 'height'"),

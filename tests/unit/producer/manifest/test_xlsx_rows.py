@@ -101,6 +101,10 @@ def test_what_is_wrong_is_told_by_row_and_column() -> None:
     ]
 
 
+def test_what_is_wrong_with_the_header_is_told_by_its_row() -> None:
+    assert refusal(spreadsheet((), (), ("prompt", "widht"), ("a", 64))).startswith("line 3, column 'widht'")
+
+
 def test_a_cell_beyond_the_header_is_told() -> None:
     assert "line 2: holds a cell 2 to the right" in refusal(spreadsheet(("prompt",), ("a", None, "stray")))
 
