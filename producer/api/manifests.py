@@ -18,7 +18,7 @@ from producer.api.documents import body_of, problems
 from producer.api.errors import Fault, Invalid
 from producer.api.problems import printable
 from producer.api.services import Here, Services
-from producer.jobs.contract import Entry, Rejection, Submission
+from producer.jobs.contract import Entry, Priority, Rejection, Submission
 from producer.jobs.errors import TooManyJobs
 from producer.jobs.estimate import Estimate, estimate
 from producer.jobs.submitting import JOBS_MAX
@@ -154,14 +154,14 @@ async def preview(request: Request, here: Here, options: Options) -> Preview:
 
 def _previewed(services: Services, reading: Reading) -> Preview:
     rows: list[PreviewRow] = []
-    jobs, work = 0, 0.0
+    jobs, work, priority = 0, 0.0, Priority.STANDARD
     try:
         for entry in reading.entries(partial=True):
             if isinstance(entry, Entry):
                 jobs += 1
                 if jobs > JOBS_MAX:
                     raise TooManyJobs(JOBS_MAX)
-                work += entry.submission.work
+                work, priority = work + entry.submission.work, entry.submission.priority
                 if len(rows) < SHOWN_ROWS:
                     rows.append(PreviewRow.model_construct(**vars(entry.submission), line=entry.line))
     except ManifestError as error:
@@ -177,7 +177,7 @@ def _previewed(services: Services, reading: Reading) -> Preview:
         separator=reading.separator,
         short_rows=reading.short_rows,
         work=work,
-        estimate=_estimated(services, work),
+        estimate=_estimated(services, work, priority),
     )
 
 
@@ -188,11 +188,12 @@ def get_estimate(
     work: Annotated[float, Query(ge=0, le=WORK_MAX, allow_inf_nan=False, description="Megapixel-steps.")],
 ) -> Estimate:
     """What so much work costs: drawn pixels times steps times branches (two with guidance above 1), in millions."""
-    return _estimated(_services(request), work)
+    return _estimated(_services(request), work, Priority.STANDARD)
 
 
-def _estimated(services: Services, work: float) -> Estimate:
-    return estimate(services.database, work, lease_s=services.settings.durations.lease_s)
+def _estimated(services: Services, work: float, priority: Priority) -> Estimate:
+    tenant, lease_s = services.whose(None), services.settings.durations.lease_s
+    return estimate(services.database, work, lease_s=lease_s, tenant=tenant, priority=priority)
 
 
 def _services(request: Request) -> Services:

@@ -265,6 +265,7 @@ class Farm(Answer):
 
     at: datetime
     counts: dict[str, int]
+    paused: int
     oldest_queued_s: float | None
     images_last_minute: int
     published: int

@@ -100,10 +100,12 @@ class Overview:
 
     @property
     def left_s(self) -> float | None:
-        """Until the open jobs are drawn at the last minute's speed; None if nothing was drawn in it."""
-        if not self.farm.images_last_minute or not self.open_jobs:
+        """Until the open jobs are drawn, but for paused ones, at the last minute's speed; None if nothing was drawn in
+        it."""
+        open_jobs = self.open_jobs - self.farm.paused
+        if not self.farm.images_last_minute or not open_jobs:
             return None
-        return 60 * self.open_jobs / self.farm.images_last_minute
+        return 60 * open_jobs / self.farm.images_last_minute
 
     @property
     def live_workers(self) -> int:

@@ -383,6 +383,7 @@ class Farm(BaseModel):
 
     at: datetime
     counts: dict[State, int]
+    paused: int = Field(description="Of those that are queued: in paused batches.")
     oldest_queued_s: float | None = Field(description="Age of the oldest job that still waits.")
     images_last_minute: int
     published: int = Field(description="Messages in Redis that nobody has claimed yet.")

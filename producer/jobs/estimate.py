@@ -1,17 +1,19 @@
 """What drawing costs before it is drawn: GPU-seconds, and when it would be done.
 
-From the speed that the live workers measured and the work that is before it in the queue; without a measured one from
-the model's arithmetic, and the answer says which. The backlog counts as a whole, whoever's it is and however urgent,
-since nobody knows what is handed in meanwhile: of its owner a caller learns nothing but a time.
+From the speed that the live workers measured, and the work that has its turn before the last of this (``fairness``):
+of whoever else waits, no more than its part while this is drawn. Without a measured speed from the model's arithmetic,
+and the answer says which. Nobody knows what is handed in meanwhile. Of others a caller learns nothing but a time.
 """
 
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, Field
 from sqlalchemy import text
 
+from producer.jobs.contract import DEFAULT_TENANT, Priority
 from producer.jobs.postgres import Database
 
 FLOP_A_MEGAPIXEL_STEP = 51.1e12 / 1.048576
@@ -42,17 +44,57 @@ class Estimate(BaseModel):
     assumed: str | None = Field(description="Of arithmetic: which device.")
 
 
-def estimate(database: Database, work: float, *, lease_s: float) -> Estimate:
-    """What ``work`` (megapixel-steps, ``ImageRequest.work``) costs. Raises: Unavailable."""
+def estimate(
+    database: Database,
+    work: float,
+    *,
+    lease_s: float,
+    tenant: str = DEFAULT_TENANT,
+    priority: Priority = Priority.STANDARD,
+) -> Estimate:
+    """What ``work`` (megapixel-steps, ``ImageRequest.work``) costs as a batch of this tenant. Raises: Unavailable."""
     with database.begin() as connection:
         row = connection.execute(_NOW, {"lease": lease_s}).mappings().one()
-    return _estimate(work, row)
+        waiting = [Waiting(*found) for found in connection.execute(_WAITING)]
+        weight = connection.scalar(_WEIGHT, {"tenant": tenant})
+    return _estimate(work, until_drawn(work, tenant, weight or 1.0, priority, waiting), row)
 
 
-def _estimate(work: float, now: Any) -> Estimate:
+class Waiting(NamedTuple):
+    """The work of a lane that is queued or running, in megapixel-steps."""
+
+    rank: int  # of its priority
+    tenant: str
+    tenant_weight: float
+    weight: float  # of its batch
+    work: float
+
+
+def until_drawn(
+    work: float, tenant: str, tenant_weight: float, priority: Priority, waiting: Sequence[Waiting]
+) -> float:
+    """Megapixel-steps that are drawn until ``work`` is, itself with them: a batch of weight 1 among ``waiting``."""
+    of_rank = [lane for lane in waiting if lane.rank == priority.rank]
+    total = _shared(work, 1.0, [(lane.weight, lane.work) for lane in of_rank if lane.tenant == tenant])
+    tenants = {lane.tenant: (lane.tenant_weight, 0.0) for lane in of_rank if lane.tenant != tenant}
+    for lane in of_rank:
+        if lane.tenant in tenants:
+            tenants[lane.tenant] = (lane.tenant_weight, tenants[lane.tenant][1] + lane.work)
+    total = _shared(total, tenant_weight, tenants.values())
+    others = [other for other in Priority if other is not priority]
+    works = [(other.share, sum(lane.work for lane in waiting if lane.rank == other.rank)) for other in others]
+    return _shared(total, priority.share, works)
+
+
+def _shared(work: float, weight: float, others: Iterable[tuple[float, float]]) -> float:
+    """What is drawn until ``work`` is, where each of ``others`` (weight, work) gets its part beside it."""
+    return work + sum(min(theirs, work * their_weight / weight) for their_weight, theirs in others)
+
+
+def _estimate(work: float, total: float, now: Any) -> Estimate:
     measured = now["speed"] is not None
     speed = now["speed"] if measured else ASSUMED_FLOP_S / FLOP_A_MEGAPIXEL_STEP
-    wait_s = (now["backlog"] + work) / (speed * max(1, now["workers"]))
+    wait_s = total / (speed * max(1, now["workers"]))
     return Estimate(
         gpu_s=work / speed,
         finishes_at=now["at"] + timedelta(seconds=wait_s) if wait_s < YEARS_S else None,
@@ -65,13 +107,32 @@ def _estimate(work: float, now: Any) -> Estimate:
 
 _NOW = text(
     """
-    SELECT now() AS at, live.workers, live.speed,
-           ((SELECT coalesce(sum(pixel_steps), 0) FROM tallies
-             WHERE batch_id IS NULL AND state IN ('queued', 'running'))
-            - (SELECT coalesce(sum(pixel_steps), 0) FROM tallies
-               WHERE batch_id IN (SELECT id FROM batches WHERE paused AND finished_at IS NULL)
-                 AND state IN ('queued', 'running')))::float / 1e6 AS backlog
-    FROM (SELECT count(*) AS workers, avg(speed) FILTER (WHERE speed > 0) AS speed FROM workers
-          WHERE stopped_at IS NULL AND heartbeat_at > now() - make_interval(secs => :lease)) AS live
+    SELECT now() AS at, count(*) AS workers, avg(speed) FILTER (WHERE speed > 0) AS speed FROM workers
+    WHERE stopped_at IS NULL AND heartbeat_at > now() - make_interval(secs => :lease)
+    """
+)
+
+_WEIGHT = text("SELECT weight FROM tenants WHERE name = :tenant")
+
+# Of a tenant's jobs those that were submitted alone are what is left when all batches' are taken away.
+_WAITING = text(
+    """
+    WITH of_batches AS (
+        SELECT priority, t.tenant, weight, paused, sum(pixel_steps) AS work
+        FROM batches JOIN tallies AS t ON t.batch_id = batches.id
+        WHERE finished_at IS NULL AND state IN ('queued', 'running')
+        GROUP BY priority, t.tenant, batches.id
+    ), alone AS (
+        SELECT priority, tenant, sum(work) AS work FROM (
+            SELECT priority, tenant, pixel_steps AS work FROM tallies
+            WHERE batch_id IS NULL AND state IN ('queued', 'running')
+            UNION ALL SELECT priority, tenant, -work FROM of_batches) AS both_kinds
+        GROUP BY priority, tenant
+    )
+    SELECT priority, tenant, coalesce(tenants.weight, 1) AS tenant_weight, lanes.weight, work::float / 1e6 AS work
+    FROM (SELECT priority, tenant, weight, work FROM of_batches WHERE NOT paused
+          UNION ALL SELECT priority, tenant, 1, work FROM alone) AS lanes
+    LEFT JOIN tenants ON tenants.name = lanes.tenant
+    WHERE work > 0
     """
 )

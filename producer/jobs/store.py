@@ -308,6 +308,7 @@ class Store:
         return Farm(
             at=row["at"],
             counts={state: row["counts"].get(state.value, 0) for state in State},
+            paused=row["paused"],
             oldest_queued_s=row["oldest_queued_s"],
             images_last_minute=row["images_last_minute"],
             published=row["published"],
@@ -387,8 +388,9 @@ class Store:
         return self.batch(batch_id)
 
     def pause_batch(self, batch_id: UUID, *, paused: bool) -> Batch:
-        """Claim nothing more of the batch, or claim again; what is being drawn is drawn. Raises: NotFound."""
-        statement = text("UPDATE batches SET paused = :paused WHERE id = :id")
+        """Claim nothing more of the batch, or claim again; what is being drawn is drawn. One that has finished stays as
+        it is. Raises: NotFound."""
+        statement = text("UPDATE batches SET paused = :paused WHERE id = :id AND finished_at IS NULL")
         with self._begin() as connection:
             connection.execute(statement, {"id": batch_id, "paused": paused})
             _notify(connection)
@@ -730,6 +732,8 @@ def batches_where(connection: Connection, which: str, values: dict[str, Any]) ->
 _FARM = text(
     f"""
     SELECT now() AS at, {FARM_COUNTS} AS counts,
+           (SELECT coalesce(sum(tallies.jobs), 0) FROM batches JOIN tallies ON batch_id = batches.id
+            WHERE paused AND finished_at IS NULL AND state = 'queued') AS paused,
            (SELECT extract(epoch FROM now() - min(created_at))::float
             FROM jobs WHERE state = 'queued') AS oldest_queued_s,
            (SELECT count(*) FROM jobs WHERE state = 'succeeded' AND finished_at > now() - interval '1 minute')
@@ -1031,7 +1035,8 @@ _LOCK_ENDED_BATCHES = text(
 
 _FINISH_BATCHES = text(
     f"""
-    UPDATE batches b SET finished_at = coalesce((SELECT max(at) FROM tallies WHERE batch_id = b.id), now())
+    UPDATE batches b SET finished_at = coalesce((SELECT max(at) FROM tallies WHERE batch_id = b.id), now()),
+                         paused = false
     WHERE id = ANY(:ids) AND finished_at IS NULL AND NOT {BATCH_OPEN}
     """
 )

@@ -365,3 +365,14 @@ def test_a_step_that_waits_for_another_with_the_same_batch_holds_none_of_its_job
             until(lambda: sql_value(store, f"SELECT EXISTS ({waiting})"))
             other.execute(text("SELECT FROM jobs FOR UPDATE NOWAIT"))
         done.result(10)
+
+
+def test_a_batch_that_has_finished_is_not_paused_and_one_that_finishes_is_so_no_longer(
+    store: Store, leader: UUID
+) -> None:
+    batch, _ = submit_batch(store, 2)
+    assert store.pause_batch(batch.id, paused=True).paused
+    store.cancel_batch(batch.id)
+    assert store.finish_batches(leader) == 1
+    assert not store.batch(batch.id).paused
+    assert not store.pause_batch(batch.id, paused=True).paused

@@ -143,17 +143,23 @@ def test_batches_end_when_their_last_job_does(store: Store, leader: UUID) -> Non
         assert store.batch(batch.id).finished_at == store.batch_jobs(batch.id)[-1].finished_at
 
 
-def test_an_estimate_waits_for_what_is_queued_alone_or_in_batches_but_not_for_a_paused_batch(store: Store) -> None:
-    def wait_s() -> float:
-        asked = estimate(store.database, 0.0, lease_s=10)
-        assert asked.finishes_at
-        return (asked.finishes_at - store.farm(lease_s=10).at).total_seconds()
+def test_an_estimate_counts_its_part_beside_what_is_queued_alone_or_in_batches_but_not_in_a_paused_one(
+    store: Store,
+) -> None:
+    large = Submission(prompt="a", width=1024, height=1024, steps=50)  # some 14 s on the assumed device
+    one_s = estimate(store.database, large.work, lease_s=10).gpu_s
 
-    large = Submission(prompt="a", width=1024, height=1024, steps=50)
-    alone_s, batch_s = 14 * 1, 14 * 10  # some 14 s each on the assumed device
+    def images_s(images: int) -> float:
+        asked = estimate(store.database, images * large.work, lease_s=10)
+        assert asked.finishes_at
+        return round((asked.finishes_at - store.farm(lease_s=10).at).total_seconds() / one_s)
+
+    assert images_s(5) == 5
     store.submit(large, max_failures=3)
-    assert alone_s / 2 < wait_s() < 2 * alone_s
+    assert images_s(5) == 6
     batch = store.submit_batch("b", [large] * 10, max_failures=3)
-    assert batch_s / 2 < wait_s() < 2 * batch_s
+    assert images_s(5) == 11
+    assert images_s(40) == 51
     store.pause_batch(batch.id, paused=True)
-    assert alone_s / 2 < wait_s() < 2 * alone_s
+    assert store.farm(lease_s=10).paused == 10
+    assert images_s(5) == 6

@@ -81,6 +81,7 @@ def overview(**parts: Any) -> Overview:
     farm = Farm(
         at=NOW + timedelta(seconds=90),
         counts=counts,
+        paused=parts.pop("paused", 0),
         oldest_queued_s=parts.pop("oldest_queued_s", None),
         images_last_minute=parts.pop("images_last_minute", 0),
         published=0,
@@ -180,6 +181,13 @@ def test_without_postgres_the_page_says_so_and_goes_on_asking() -> None:
     page = _templates("/api/v1").get_template("page.html").render(away="Postgres: connection refused", viewer=ALONE)
     assert "connection refused" in page
     assert "dashboard.js" in page
+
+
+def test_what_is_paused_is_told_and_not_waited_for() -> None:
+    shown = overview(counts={State.QUEUED: 130}, paused=100, images_last_minute=30)
+    assert shown.left_s == 60
+    assert "100 paused" in _templates("/api/v1").get_template("overview.html").render(overview=shown, viewer=ALONE)
+    assert overview(counts={State.QUEUED: 100}, paused=100, images_last_minute=30).left_s is None
 
 
 def test_a_batch_that_is_paused_says_so_and_leads_to_its_results() -> None:
