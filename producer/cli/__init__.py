@@ -22,7 +22,7 @@ from rich.console import Console
 from pipeline.errors import PipelineError
 from producer.cli import batches, farm, jobs, keys, results, roles, submit, tenants, webhooks
 from producer.cli.jobs import EXIT_BAD_INPUT
-from producer.client import ClientError, NotFound, ServerError, Unauthorized, Unreachable
+from producer.client import ClientError, NotFound, Overloaded, ServerError, Unauthorized, Unreachable
 from producer.jobs import errors
 from producer.jobs.errors import FarmError, Unavailable
 from producer.jobs.settings import told
@@ -74,6 +74,8 @@ def main() -> NoReturn:
 def _hint(error: Exception) -> str:
     if isinstance(error, Unreachable):
         return ": start a farm with `ovis-batch up`, or set OVIS_API_URL"
+    if isinstance(error, Overloaded) and error.retry_after_s is not None:
+        return f": come back in {error.retry_after_s:,.0f} s"
     return ": set OVIS_API_KEY to it" if isinstance(error, Unauthorized) else ""
 
 

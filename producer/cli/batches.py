@@ -6,16 +6,16 @@ from uuid import UUID
 
 import typer
 
-from producer.cli.jobs import AsJson, connect, console, find, line, print_json
+from producer.cli.jobs import AsJson, Id, connect, console, find, line, of_a_batch, parsed_id, print_json
 from producer.client import Batch, Job
 from producer.jobs.contract import Priority
 from producer.jobs.errors import SettingsError
 
-BatchId = Annotated[UUID, typer.Argument(help="A batch.")]
+BatchId = Annotated[UUID, typer.Argument(parser=parsed_id, metavar="ID", help="A batch.")]
 
 
 def retry(
-    id: Annotated[UUID, typer.Argument(help="A batch or a job.")],
+    id: Id,
     failed: Annotated[bool, typer.Option("--failed", help="Of a batch what failed; so it is without any option.")] = (
         False
     ),
@@ -28,17 +28,29 @@ def retry(
         found = find(client, id)
         again = client.retry_batch(found, states) if isinstance(found, Batch) else client.retry(found)
     _tell(again, as_json)
+    if isinstance(found, Batch) and not as_json and not sum(found.counts.get(state, 0) for state in states):
+        console.print(f"  {_nothing_retried(found, states)}", markup=False)
+
+
+def _nothing_retried(batch: Batch, states: list[str]) -> str:
+    """Why nothing is drawn again, and with which option something is."""
+    had = {"failed": "had failed", "cancelled": "was cancelled"}
+    told = f"nothing {' or '.join(had[state] for state in states)}"
+    for state in had.keys() - states:
+        if count := batch.counts.get(state, 0):
+            told += f"; {state}: {count}, drawn again by: ovis-batch retry {batch.id} --{state}"
+    return told
 
 
 def pause(id: BatchId, as_json: AsJson = False) -> None:
     """Begin nothing more of a batch until it is resumed; what is being drawn is drawn."""
-    with connect() as client:
+    with connect() as client, of_a_batch(client, id, "pause"):
         _tell(client.pause(id), as_json)
 
 
 def resume(id: BatchId, as_json: AsJson = False) -> None:
     """Go on with a paused batch."""
-    with connect() as client:
+    with connect() as client, of_a_batch(client, id, "resume"):
         _tell(client.resume(id), as_json)
 
 
@@ -48,7 +60,7 @@ def prioritise(
     as_json: AsJson = False,
 ) -> None:
     """Give all of a batch that has not ended another priority."""
-    with connect() as client:
+    with connect() as client, of_a_batch(client, id, "prioritise"):
         _tell(client.prioritise(id, priority), as_json)
 
 
@@ -57,7 +69,7 @@ def delete(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
     """Delete a batch: its jobs at once, its images some minutes later. It cannot be undone."""
-    with connect() as client:
+    with connect() as client, of_a_batch(client, id, "delete"):
         batch = client.batch(id)
         if not yes:
             _confirm(f"{line(batch)}\ndelete all of it, with its images?")

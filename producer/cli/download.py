@@ -4,24 +4,21 @@ Asking again goes on where a broken download stopped: a file that is there with 
 However large the batch, a few dozen jobs and images are held at once.
 """
 
-import errno
 import hashlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
 from producer.cli.contact_sheet import IMAGES_MAX, make_contact_sheet
+from producer.cli.folder import in_the_way, writing
 from producer.client import Batch, Client, Job
-from producer.jobs.errors import SettingsError
 from producer.jobs.file_names import SHEETS, FileNames
 
 AT_ONCE = 8
 HELD = 8 * AT_ONCE
 """Jobs that are asked for before the first of them is fetched."""
-DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 @dataclass
@@ -44,13 +41,12 @@ def download(client: Client, batch: Batch, to: Path, table: str = "csv") -> Down
         SettingsError: the folder cannot be written, or its disk is full.
         ClientError: the farm does not answer, or an image arrives with another sha256.
     """
-    names, done = FileNames(), Downloaded()
+    done = Downloaded()
     shown: list[Path] = []
-    with _writing(to), ThreadPoolExecutor(AT_ONCE) as pool:
-        jobs = client.batch_jobs(batch)
-        while some := list(islice(jobs, HELD)):
-            places = [(job, to / names.name(job.file_name, job.position)) for job in some]
-            good = [(job, path) for job, path in places if job.state == "succeeded"]
+    with writing(to), ThreadPoolExecutor(AT_ONCE) as pool:
+        places = _places(client, batch, to)
+        while some := list(islice(places, HELD)):
+            good = [(job, path) for job, path in some if job.state == "succeeded"]
             done.fetched += sum(pool.map(lambda place: _fetch(client, *place), good))
             done.jobs += len(some)
             done.images += len(good)
@@ -60,10 +56,26 @@ def download(client: Client, batch: Batch, to: Path, table: str = "csv") -> Down
     return done
 
 
+def others_files(client: Client, batch: Batch, to: Path, table: str) -> Iterator[Path]:
+    """Files that ``download`` would replace, in a folder that is not the batch's yet. An image that is the batch's own
+    is none of them."""
+    yield from (to / name for name in (*SHEETS, f"results.{table}") if (to / name).exists())
+    for job, path in _places(client, batch, to):
+        if job.state == "succeeded" and _is_another(path, job):
+            yield path
+
+
 def download_one(client: Client, job: Job, to: Path) -> Path:
-    """Fetch one job's image into the folder ``to``. Raises: Refused: it has none; and as ``download``."""
+    """Fetch one job's image into the folder ``to``.
+
+    Raises:
+        Refused: it has none.
+        SettingsError: another file is called so; and as ``download``.
+    """
     path = to / FileNames().name(job.file_name, job.position)
-    with _writing(to):
+    with writing(to):
+        if _is_another(path, job):
+            raise in_the_way(path)
         _fetch(client, job, path)
     return path
 
@@ -71,27 +83,21 @@ def download_one(client: Client, job: Job, to: Path) -> Path:
 def download_zip(client: Client, batch: Batch, to: Path) -> Path:
     """Fetch the images that are there and the table as one ZIP, in one go. Raises: as ``download``."""
     path = to / f"{batch.id}.zip"
-    with _writing(to):
+    with writing(to):
         client.write_images(batch, path)
     return path
 
 
-@contextmanager
-def _writing(to: Path) -> Iterator[None]:
-    """A folder to write to. Raises: SettingsError, with what to do."""
-    try:
-        to.mkdir(parents=True, exist_ok=True)
-        yield
-    except OSError as error:
-        raise _unwritable(to, error) from error
+def _places(client: Client, batch: Batch, to: Path) -> Iterator[tuple[Job, Path]]:
+    """All jobs, each with the file of its image."""
+    names = FileNames()
+    for job in client.batch_jobs(batch):
+        yield job, to / names.name(job.file_name, job.position)
 
 
-def _unwritable(to: Path, error: OSError) -> SettingsError:
-    if error.errno in DISK_FULL:
-        return SettingsError(
-            f"{to} is on a full disk ({error.strerror}): free some space and ask again, which fetches what is missing"
-        )
-    return SettingsError(f"{to} cannot be written ({error.strerror or error}): choose another folder with --to")
+def _is_another(path: Path, job: Job) -> bool:
+    """Whether a file is there that is not the job's image."""
+    return path.exists() and not (path.is_file() and _sha256(path) == job.sha256)
 
 
 def _fetch(client: Client, job: Job, path: Path) -> bool:

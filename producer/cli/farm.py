@@ -12,6 +12,7 @@ from rich.console import Console
 
 from producer.cli import jobs
 from producer.cli.download import download
+from producer.cli.folder import claim_folder
 from producer.cli.results import downloaded
 from producer.jobs.errors import AlreadyRunning
 from producer.jobs.settings import Settings, load_settings
@@ -20,6 +21,8 @@ ECHO_S = 1.0
 """Terminal, make and shell may each pass the same Ctrl-C on."""
 CATALOGUE = Path(__file__).parent / "catalogue" / "banners.csv"
 NAME = "{sku}_{size}"
+DEMO = "the demo"
+"""Whose the folder is: each demo takes the place of the one before."""
 console = Console(highlight=False, soft_wrap=True)
 
 
@@ -47,6 +50,7 @@ def demo(
     """Draw the shipped catalogue of banners on a farm of this machine, and download it."""
     from producer.cli.running_farm import running_farm
 
+    claim_folder(to, DEMO)
     with _stopping_on_signals():
         try:
             with running_farm(load_settings(), 1, _say) as farm:

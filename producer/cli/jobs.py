@@ -1,5 +1,6 @@
 """The commands of those who submitted images: status, wait, cancel. They speak HTTP to the farm."""
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -11,6 +12,7 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 
+from producer.cli.folder import proposed_folder
 from producer.cli.progress import BatchProgress, how_to_resume
 from producer.client import Batch, Client, Farm, Job, NotFound, Refused, Worker
 from producer.jobs.contract import DEFAULT_TENANT
@@ -29,13 +31,25 @@ NO_WORKER = (
     "`ovis-batch workers` starts one more for each device of this machine"
 )
 
+
+def parsed_id(text: str) -> UUID:
+    """The id of a job or a batch; also as OpenAI's door shows a batch's. Raises: BadParameter."""
+    try:
+        return UUID(text.removeprefix("batch_"))
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is no UUID, and no batch_… of OpenAI's door") from None
+
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for a program to read.")]
+Id = Annotated[UUID, typer.Argument(parser=parsed_id, metavar="ID", help="A job or a batch.")]
 console = Console(highlight=False, soft_wrap=True)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def status(
-    id: Annotated[UUID | None, typer.Argument(help="A job or a batch; default: the whole farm.")] = None,
+    id: Annotated[
+        UUID | None, typer.Argument(parser=parsed_id, metavar="ID", help="A job or a batch; default: the whole farm.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show a job, a batch with why its jobs failed, or the whole farm."""
@@ -49,13 +63,13 @@ def status(
             console.print("\n".join([line(shown), *_more(client, shown)]), markup=False)
 
 
-def wait(id: Annotated[UUID, typer.Argument(help="A job or a batch.")], as_json: AsJson = False) -> int:
+def wait(id: Id, as_json: AsJson = False) -> int:
     """Wait until a job or all of a batch has ended; exit code 1 if an image did not succeed."""
     with connect() as client:
         return wait_and_tell(client, find(client, id), as_json)
 
 
-def cancel(id: Annotated[UUID, typer.Argument(help="A job or a batch.")], as_json: AsJson = False) -> None:
+def cancel(id: Id, as_json: AsJson = False) -> None:
     """Cancel a job, or all of a batch that has not ended; images that are there stay. What has ended stays as it is."""
     with connect() as client:
         found = find(client, id)
@@ -96,7 +110,23 @@ def find(client: Client, id: UUID) -> Job | Batch:
     try:
         return client.batch(id)
     except NotFound:
+        pass
+    try:
         return client.job(id)
+    except NotFound as unknown:
+        raise NotFound(unknown.problem.model_copy(update={"detail": f"no job or batch {id}"})) from None
+
+
+@contextlib.contextmanager
+def of_a_batch(client: Client, id: UUID, command: str) -> Iterator[None]:
+    """Raises: SettingsError: what the ``command`` did not find as a batch is a job."""
+    try:
+        yield
+    except NotFound as unknown:
+        with contextlib.suppress(NotFound):
+            client.job(id)
+            raise SettingsError(f"{id} is a job: {command} takes a batch") from None
+        raise unknown
 
 
 def wait_and_tell(client: Client, submitted: Job | Batch, as_json: bool) -> int:
@@ -112,7 +142,7 @@ def wait_and_tell(client: Client, submitted: Job | Batch, as_json: bool) -> int:
     if as_json:
         print_json(ended)
     else:
-        told = [line(ended), *_more(client, ended), f"  ovis-batch results {ended.id} --to results"]
+        told = [line(ended), *_more(client, ended), f"  ovis-batch results {ended.id} --to {proposed_folder(ended.id)}"]
         console.print("\n".join(told), markup=False)
     return exit_code(ended)
 

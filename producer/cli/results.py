@@ -4,24 +4,27 @@ import contextlib
 import json
 from pathlib import Path
 from typing import Annotated, Literal
-from uuid import UUID
 
 import typer
 
-from producer.cli.download import Downloaded, download, download_one, download_zip
-from producer.cli.jobs import EXIT_SOME_FAILED, AsJson, connect, console, errors, exit_code, find
+from producer.cli.download import Downloaded, download, download_one, download_zip, others_files
+from producer.cli.folder import claim_folder
+from producer.cli.jobs import EXIT_SOME_FAILED, AsJson, Id, connect, console, errors, exit_code, find
 from producer.client import Batch, Client
 from producer.jobs.errors import SettingsError
 
 
 def results(
-    id: Annotated[UUID, typer.Argument(help="A batch or a job.")],
+    id: Id,
     to: Annotated[Path, typer.Option(help="The folder to fill.")] = Path("results"),
     format: Annotated[Literal["csv", "jsonl", "xlsx"], typer.Option(help="Of the table of results.")] = "csv",
     zip: Annotated[bool, typer.Option("--zip", help="One ZIP with all of it, in one go.")] = False,
     as_json: AsJson = False,
 ) -> int:
-    """Download a batch's images, with results.csv and contact sheets. Asking again goes on where it stopped."""
+    """Download a batch's images, with results.csv and contact sheets. Asking again goes on where it stopped.
+
+    A folder holds one batch: another's is refused.
+    """
     with connect() as client:
         found = find(client, id)
         if isinstance(found, Batch):
@@ -46,6 +49,7 @@ def downloaded(done: Downloaded, to: Path, format: str = "csv") -> str:
 
 def _bring(client: Client, batch: Batch, to: Path, format: str, as_json: bool) -> int:
     with errors.status(f"downloading {batch.jobs} images") if errors.is_terminal else contextlib.nullcontext():
+        claim_folder(to, f"batch {batch.id}", others_files(client, batch, to, format))
         done = download(client, batch, to, format)
     facts = {"folder": str(to), "images": done.images, "fetched": done.fetched, "jobs": done.jobs}
     _say(downloaded(done, to, format), as_json, **facts)

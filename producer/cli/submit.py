@@ -15,9 +15,11 @@ import typer
 from pydantic import ValidationError
 
 from pipeline.request import ImageFormat
+from producer.cli.folder import proposed_folder
 from producer.cli.jobs import EXIT_BAD_INPUT, AsJson, connect, console, errors, print_json, wait_and_tell
-from producer.client import Batch, Client, ClientError, Job, Preview, Refused, ServerError, Unreachable
+from producer.client import Batch, Client, ClientError, Job, Overloaded, Preview, Refused, ServerError, Unreachable
 from producer.client.attempts import AT_WORK
+from producer.client.bodies import MEDIA_TYPES
 from producer.jobs.contract import Priority, Submission
 from producer.jobs.errors import SettingsError
 from producer.manifest import SEPARATORS, ManifestKind, Recipe, drawn_larger
@@ -154,12 +156,13 @@ def _telling_the_key(key: str) -> Iterator[None]:
 
 
 def _leaves_it_open(error: Unreachable | ServerError | Refused) -> bool:
-    """Whether it may be submitted all the same. A 429 refuses only this attempt: an earlier one may have been heard."""
+    """Whether it may be submitted all the same. A 429 refuses only this attempt:
+    an earlier one, whose answer was lost, may have done it."""
     if isinstance(error, Unreachable):
         return error.heard
     if isinstance(error, ServerError) or error.problem.type == AT_WORK:
         return True
-    return error.problem.status == HTTPStatus.TOO_MANY_REQUESTS
+    return isinstance(error, Overloaded) and error.perhaps_done
 
 
 def _check_text(**options: str | None) -> None:
@@ -226,12 +229,12 @@ def _dry_run(client: Client, file: Path, kind: ManifestKind | None, options: dic
     if as_json:
         print_json(preview)
     else:
-        console.print("\n".join(_previewed(preview)), markup=False)
+        console.print("\n".join(_previewed(preview, partial="partial" in options)), markup=False)
     refused = preview.rejected and not (options.get("partial") and preview.jobs)
     return EXIT_BAD_INPUT if refused else 0
 
 
-def _previewed(preview: Preview) -> Iterator[str]:
+def _previewed(preview: Preview, *, partial: bool) -> Iterator[str]:
     for row in preview.rows[:SHOWN_ROWS]:
         steps = f"{row['steps']} steps, guidance {row['guidance']:g}"
         named = f" -> {row['name']}" if row["name"] else ""
@@ -242,7 +245,8 @@ def _previewed(preview: Preview) -> Iterator[str]:
         yield _told(problem.line, problem.field, problem.message)
     if preview.problem_count > len(preview.problems):
         yield f"… and {preview.problem_count - len(preview.problems)} more problems"
-    rejected = f"; bad rows: {preview.rejected}, with which nothing is submitted without --partial"
+    then = "which are left out" if partial else "with which nothing is submitted without --partial"
+    rejected = f"; bad rows: {preview.rejected}, {then}"
     yield f"{preview.jobs} images{rejected if preview.rejected else ''}"
     if preview.separator not in (None, ","):
         yield f"its first row says that a {SEPARATORS[preview.separator]} separates the cells"
@@ -286,7 +290,12 @@ def _told(line: int | None, field: str, message: str) -> str:
 
 
 def _kind(file: Path, kind: ManifestKind | None) -> str | None:
-    return "csv" if kind is None and file == STDIN else kind
+    """Raises: SettingsError: nothing says how the file is written."""
+    if file == STDIN:
+        return kind or "csv"
+    if kind is None and file.suffix.lower().removeprefix(".") not in MEDIA_TYPES:
+        raise SettingsError(f"{file} is none of {', '.join(MEDIA_TYPES)} by its name: give its kind with --kind")
+    return kind
 
 
 @contextlib.contextmanager
@@ -327,7 +336,9 @@ def _say_submitted(submitted: Job | Batch, as_json: bool) -> None:
         return
     id = submitted.id
     what = f"batch {id}, jobs: {submitted.jobs}" if isinstance(submitted, Batch) else f"job {id}"
-    console.print(f"submitted {what}\n  ovis-batch wait {id}\n  ovis-batch results {id} --to results", markup=False)
+    console.print(
+        f"submitted {what}\n  ovis-batch wait {id}\n  ovis-batch results {id} --to {proposed_folder(id)}", markup=False
+    )
 
 
 COMMANDS = (submit,)

@@ -1,5 +1,6 @@
 """Webhooks from the command line: addresses that the farm tells of events. It speaks HTTP to the farm."""
 
+from enum import StrEnum
 from typing import Annotated
 from uuid import UUID
 
@@ -7,9 +8,21 @@ import typer
 
 from producer.cli.jobs import AsJson, connect, console, print_json
 from producer.client import Delivery, Webhook
-from producer.jobs.contract import DEFAULT_TENANT, EventKind
+from producer.jobs.contract import DEFAULT_TENANT
 
 webhooks = typer.Typer(help="Let addresses be told of what happens, signed by Standard Webhooks.", no_args_is_help=True)
+
+
+class Kind(StrEnum):
+    """What webhooks tell: of contract.EventKind all but progress, which is told in streams alone."""
+
+    JOB_RUNNING = "job.running"
+    JOB_QUEUED = "job.queued"
+    JOB_SUCCEEDED = "job.succeeded"
+    JOB_FAILED = "job.failed"
+    JOB_CANCELLED = "job.cancelled"
+    BATCH_FINISHED = "batch.finished"
+
 
 WebhookId = Annotated[UUID, typer.Argument(help="As `list` shows it.")]
 
@@ -18,8 +31,7 @@ WebhookId = Annotated[UUID, typer.Argument(help="As `list` shows it.")]
 def add(
     url: Annotated[str, typer.Argument(help="Where events are sent, https://…")],
     kind: Annotated[
-        list[EventKind] | None,
-        typer.Option(help="What is sent, never job.progress; may be given again; default: batch.finished."),
+        list[Kind] | None, typer.Option(help="What is sent; may be given again; default: batch.finished.")
     ] = None,
     tenant: Annotated[
         str | None, typer.Option(help="Whose events are told; another's only an administrator's key may name.")

@@ -10,7 +10,7 @@ import time
 import httpx
 from pydantic import ValidationError
 
-from producer.client.errors import REFUSALS, ClientError, Refused, ServerError, Unreachable
+from producer.client.errors import REFUSALS, Refused, ServerError, Unreachable
 from producer.client.models import Problem
 
 ATTEMPTS = 5
@@ -60,7 +60,7 @@ class Attempts:
             return asked_s or LONGEST_WAIT_S
         wait_s = self._backoff_s() + (asked_s or 0)
         if self._failed == ATTEMPTS or response.status_code not in RETRIED_STATUSES or wait_s > LONGEST_WAIT_S:
-            raise _error_of(response.status_code, problem, asked_s)
+            raise _error_class(response.status_code)(problem, asked_s, perhaps_done=self._perhaps_done)
         return wait_s
 
     def _is_waited_for(self, now: float) -> bool:
@@ -93,7 +93,5 @@ def _retry_after_s(response: httpx.Response) -> float | None:
     return float(value) if value.isdecimal() else None
 
 
-def _error_of(status: int, problem: Problem, retry_after_s: float | None) -> ClientError:
-    if status >= 500:
-        return ServerError(problem, retry_after_s)
-    return REFUSALS.get(status, Refused)(problem, retry_after_s)
+def _error_class(status: int) -> type[ServerError | Refused]:
+    return ServerError if status >= 500 else REFUSALS.get(status, Refused)

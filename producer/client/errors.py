@@ -35,12 +35,16 @@ class Unreachable(ClientError):
 
 
 class Answered(ClientError):
-    """The farm answered with a problem document, ``problem``; ``retry_after_s`` is what it says of asking again."""
+    """The farm answered with a problem document, ``problem``; ``retry_after_s`` is what it says of asking again.
 
-    def __init__(self, problem: Problem, retry_after_s: float | None = None) -> None:
+    ``perhaps_done`` says whether an earlier attempt, whose answer was lost, may have done what was asked.
+    """
+
+    def __init__(self, problem: Problem, retry_after_s: float | None = None, *, perhaps_done: bool = False) -> None:
         super().__init__(str(problem))
         self.problem = problem
         self.retry_after_s = retry_after_s
+        self.perhaps_done = perhaps_done
 
 
 class ServerError(Answered):

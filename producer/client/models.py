@@ -36,7 +36,7 @@ class Problem(Answer):
 
     def __str__(self) -> str:
         faults = "; ".join(
-            f"{f'line {fault.line}: ' if fault.line else ''}{fault.field}: {fault.message}"
+            f"{f'line {fault.line}: ' if fault.line else ''}{f'{fault.field}: ' if fault.field else ''}{fault.message}"
             for fault in self.errors or []
         )
         return f"{self.title} ({self.status}): {faults or self.detail}"

@@ -119,7 +119,7 @@ def test_a_manifest_is_drawn_and_downloaded_one_file_a_row(farm: CommandLine, tm
         "folder": str(to), "images": 3, "fetched": 3, "jobs": 3, "exit_code": 0,
     }  # fmt: skip
     assert {path.name for path in to.iterdir()} == {
-        "A_100x70.png", "B_64x130.png", "C_64x64.png", "results.csv", "contact-sheet.png",
+        "A_100x70.png", "B_64x130.png", "C_64x64.png", "results.csv", "contact-sheet.png", ".ovis-batch",
     }  # fmt: skip
     with (to / "results.csv").open(encoding="utf-8-sig", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -204,9 +204,9 @@ def test_a_prompt_with_more_tokens_than_the_model_reads_fails_and_says_so(farm: 
         (("submit", "a", "--weight", "2"), 2, "--weight"),
         (("submit", "a", "--tenant", "a b"), 2, "tenant"),
         (("submit", "--file", "/nowhere.csv"), 2, "/nowhere.csv"),
-        (("submit", "--file", "README.md"), 2, "give its kind"),
+        (("submit", "--file", "README.md"), 2, "give its kind with --kind"),
         (("submit", "--file", "-", "--template", "{x.__class__}"), 2, "--template: "),
-        (("status", str(uuid4())), 4, "404"),
+        (("status", str(uuid4())), 4, "no job or batch"),
         (("status", "no-uuid"), 2, "UUID"),
         (("nonsense",), 2, "nonsense"),
     ],

@@ -113,7 +113,7 @@ def test_a_folder_gets_the_images_the_table_and_a_contact_sheet(
     assert_whole(tmp_path, jobs)
     assert {path.name for path in tmp_path.iterdir()} == {
         *(job.file_name for job in jobs),
-        *("results.csv", "contact-sheet.png"),
+        *("results.csv", "contact-sheet.png", ".ovis-batch"),
     }
     with (tmp_path / "results.csv").open(encoding="utf-8-sig", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -124,6 +124,50 @@ def test_a_folder_gets_the_images_the_table_and_a_contact_sheet(
         assert sheet.width == 1600
     assert farm.run("results", batch.id, "--to", tmp_path, "--format", "xlsx").returncode == 0
     assert openpyxl.load_workbook(tmp_path / "results.xlsx").worksheets[0]["B2"].value == "=1+1"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("table", ["csv", "xlsx"])
+def test_the_folder_of_one_batch_is_refused_to_another_and_nothing_in_it_changes(
+    farm: CommandLine, hand: Farmhand, tmp_path: Path, table: str
+) -> None:
+    (first, _), (second, _) = drawn(hand, 2), drawn(hand, 3)
+    assert farm.run("results", first.id, "--to", tmp_path, "--format", table).returncode == 0
+    before = contents(tmp_path)
+    refused = farm.run("results", second.id, "--to", tmp_path)
+    assert (refused.returncode, f"results of batch {first.id}" in refused.stderr) == (2, True), refused.stderr
+    assert contents(tmp_path) == before
+    assert farm.run("results", first.id, "--to", tmp_path, "--format", "jsonl").returncode == 0
+
+
+def test_the_folders_that_are_proposed_keep_two_batches_apart(farm: CommandLine, hand: Farmhand) -> None:
+    batches = [drawn(hand, 1)[0] for _ in range(2)]
+    said = [farm.run("wait", batch.id).stdout.strip().splitlines()[-1].split() for batch in batches]
+    assert [words[:3] for words in said] == [["ovis-batch", "results", str(batch.id)] for batch in batches]
+    assert said[0][4] != said[1][4]
+
+
+@pytest.mark.parametrize("name", ["SKU-1.png", "results.csv", "contact-sheet.png"])
+def test_a_file_of_somebody_else_is_not_replaced(farm: CommandLine, hand: Farmhand, tmp_path: Path, name: str) -> None:
+    batch, jobs = drawn(hand, 2)
+    (tmp_path / name).write_text("mine")
+    refused = farm.run("results", batch.id, "--to", tmp_path)
+    assert (refused.returncode, str(tmp_path / name) in refused.stderr) == (2, True), refused.stderr
+    if name == jobs[1].file_name:
+        assert farm.run("results", jobs[1].id, "--to", tmp_path).returncode == 2
+    assert contents(tmp_path) == {name: b"mine"}
+
+
+def test_a_folder_with_files_that_nothing_replaces_is_filled(farm: CommandLine, hand: Farmhand, tmp_path: Path) -> None:
+    batch, jobs = drawn(hand, 2)
+    (tmp_path / "notes.txt").write_text("mine")
+    assert farm.run("results", jobs[0].id, "--to", tmp_path).returncode == 0
+    assert farm.run("results", batch.id, "--to", tmp_path).returncode == 0
+    assert_whole(tmp_path, jobs)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
 def test_a_download_that_is_killed_goes_on_where_it_stopped(farm: CommandLine, hand: Farmhand, tmp_path: Path) -> None:
@@ -230,6 +274,6 @@ def test_a_large_batch_takes_no_more_memory_than_a_small_one(farm: CommandLine, 
     small, _ = hand_in(hand, 10)
     many = (Submission.model_validate({"prompt": "x" * 3000, "name": f"n{n}"}) for n in range(2_500))
     large = hand.store.submit_batch("large", many, max_failures=1)
-    grown_kb = peak_kb(farm, large, tmp_path) - peak_kb(farm, small, tmp_path)
-    assert (tmp_path / "results.csv").read_bytes().count(b"\n") == 11  # of the small one, which came last
+    grown_kb = peak_kb(farm, large, tmp_path / "large") - peak_kb(farm, small, tmp_path / "small")
+    assert (tmp_path / "small" / "results.csv").read_bytes().count(b"\n") == 11
     assert grown_kb < 20_000

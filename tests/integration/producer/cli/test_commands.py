@@ -5,6 +5,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from uuid import UUID
 
 import pytest
@@ -204,3 +205,66 @@ def test_previews_of_one_prompt_are_asked_for_and_their_place_is_told(run: Run, 
     assert "preview" not in run("status", str(job.id))[1]
     code, _, err = run("submit", "-f", "-", "--previews", "2", stdin=SMALL)
     assert (code, "--previews goes with one prompt" in err) == (2, True)
+
+
+def test_a_retry_that_finds_nothing_says_so_and_what_would(run: Run) -> None:
+    batch = submitted(run)
+    for words in ((), ("--failed",), ("--failed", "--cancelled")):
+        code, out, _ = run("retry", batch, *words)
+        assert (code, "  nothing had failed" in out, "drawn again by" in out) == (0, True, False), out
+    run("cancel", batch)
+    code, out, _ = run("retry", batch)
+    told = f"nothing had failed; cancelled: 3, drawn again by: ovis-batch retry {batch} --cancelled\n"
+    assert (code, told in out) == (0, True), out
+    assert json.loads(run("retry", batch, "--json")[1])["counts"]["cancelled"] == 3
+    code, out, _ = run("retry", batch, "--cancelled")
+    assert (code, "3 queued" in out, "nothing" in out) == (0, True, False), out
+    assert "nothing was cancelled\n" in run("retry", batch, "--cancelled")[1]
+
+
+def test_the_id_that_openais_door_shows_is_taken_wherever_an_id_is(run: Run) -> None:
+    batch = f"batch_{UUID(submitted(run)).hex}"
+    for words in (("status",), ("pause",), ("resume",), ("cancel",), ("retry",), ("results",), ("wait",)):
+        code, _, err = run(*words, batch, *(("--to", "/dev/null/x") if words == ("results",) else ()))
+        assert "Invalid" not in err, err
+        assert code in ({2} if words == ("results",) else {0, 1}), err
+    assert run("prioritise", batch, "bulk")[0] == 0
+    assert run("delete", batch, "-y")[0] == 0
+    for wrong in ("batch_", "batch_12", "no-uuid"):
+        code, _, err = run("status", wrong)
+        assert (code, "no UUID" in err) == (2, True), err
+
+
+def test_a_job_is_told_from_what_is_not_there(run: Run) -> None:
+    job = json.loads(run("submit", "a boat", "--json")[1])["id"]
+    for words in (("pause", job), ("resume", job), ("prioritise", job, "bulk"), ("delete", job, "-y")):
+        code, _, err = run(*words)
+        assert (code, f"{job} is a job: {words[0]} takes a batch" in err) == (2, True), err
+    nowhere = "00000000-0000-0000-0000-00000000000a"
+    for words in (("status",), ("results",), ("wait",), ("cancel",), ("retry",)):
+        code, _, err = run(*words, nowhere)
+        assert (code, f"no job or batch {nowhere}" in err) == (4, True), err
+    code, _, err = run("pause", nowhere)
+    assert (code, f"no batch {nowhere}" in err) == (4, True), err
+
+
+def test_a_limit_that_is_reached_says_when_to_come_back_and_that_nothing_was_submitted(run: Run) -> None:
+    assert run("tenants", "set", "acme", "--max-queued", "1")[0] == 0
+    code, _, err = run("submit", "-f", "-", "--tenant", "acme", stdin=SMALL)
+    assert (code, "may be submitted" in err) == (2, False), err
+    assert re.search(r": come back in [1-9][\d,]* s\n", err), err
+
+
+def test_a_dry_run_with_partial_says_that_bad_rows_are_left_out(run: Run) -> None:
+    manifest = "prompt,width\na,64\nb,1\n"
+    _, out, _ = run("submit", "-f", "-", "--dry-run", "--partial", stdin=manifest)
+    assert "bad rows: 1, which are left out" in out, out
+    _, out, _ = run("submit", "-f", "-", "--dry-run", stdin=manifest)
+    assert "bad rows: 1, with which nothing is submitted without --partial" in out, out
+
+
+def test_a_file_whose_name_says_no_kind_is_told_the_option(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "page.png").write_bytes(b"prompt\na\n")
+    code, _, err = run("submit", "-f", str(tmp_path / "page.png"))
+    assert (code, "give its kind with --kind" in err) == (2, True), err
+    assert run("submit", "-f", str(tmp_path / "page.png"), "--kind", "csv")[0] == 0

@@ -6,8 +6,9 @@ import pytest
 from typer.testing import CliRunner
 
 from producer.cli import app
+from producer.cli.webhooks import Kind
 from producer.client import NotFound
-from producer.jobs.contract import Submission
+from producer.jobs.contract import EventKind, Submission
 from producer.jobs.settings import Settings
 from producer.jobs.store import Store
 from tests.farm import serving
@@ -21,7 +22,7 @@ def test_a_webhook_is_added_shown_and_removed(
         assert result.exit_code == 0, result.output
         return result.stdout
 
-    with serving(settings) as url:
+    with serving(settings.model_copy(update={"webhook_private": True})) as url:
         monkeypatch.setenv("OVIS_API_URL", url)
         secret = said("add", "https://127.0.0.1:1/", "--kind", "job.cancelled").strip()
         assert secret.startswith("whsec_")
@@ -42,3 +43,10 @@ def test_a_webhook_is_added_shown_and_removed(
         assert "https://127.0.0.1:1/  batch.finished of tenant acme  enabled" in said("list")
         with pytest.raises(NotFound):
             said("deliveries", webhook)
+
+
+def test_only_kinds_that_webhooks_take_are_offered() -> None:
+    assert set(Kind) == set(EventKind) - {EventKind.JOB_PROGRESS}
+    refused = CliRunner().invoke(app, ["webhooks", "add", "https://127.0.0.1:1/", "--kind", "job.done"])
+    assert (refused.exit_code, "'batch.finished'" in refused.output) == (2, True), refused.output
+    assert "job.progress" not in refused.output

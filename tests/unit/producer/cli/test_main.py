@@ -3,7 +3,7 @@
 import pytest
 
 from producer import cli
-from producer.client import ClientError, Problem, Refused, ServerError, Unreachable
+from producer.client import ClientError, Overloaded, Problem, Refused, ServerError, Unreachable
 from producer.jobs.errors import SettingsError, Unavailable
 
 
@@ -19,6 +19,7 @@ def problem(status: int) -> Problem:
         (Unreachable("http://farm", "connection refused"), 3, "http://farm"),
         (ServerError(problem(503)), 3, "away (503): S3"),
         (Refused(problem(409)), 2, "away (409): S3"),
+        (Overloaded(problem(429), 3600), 2, "away (429): S3: come back in 3,600 s"),
         (ClientError("corrupt"), 2, "corrupt"),
     ],
 )

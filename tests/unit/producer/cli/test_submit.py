@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from producer.cli.submit import submit
-from producer.client import Client, Job, Problem, Refused, ServerError, Unreachable
+from producer.client import Client, Job, Overloaded, Problem, Refused, ServerError, Unreachable
 from producer.jobs.errors import SettingsError
 
 
@@ -20,7 +20,8 @@ def _problem(status: int) -> Problem:
         (Unreachable("http://farm", "lost", heard=True), False),
         (Unreachable("http://farm", "away", heard=False), True),
         (ServerError(_problem(500)), False),
-        (Refused(_problem(429)), False),
+        (Overloaded(_problem(429), 60), True),
+        (Overloaded(_problem(429), 60, perhaps_done=True), False),
         (Refused(_problem(422)), True),
         (KeyboardInterrupt(), False),
     ],

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from producer.client import Client, NotFound, Refused
+from producer.client import Client, NotFound, Overloaded, Refused
 from producer.client import attempts as attempts_module
 from producer.client._sync import transport
 from producer.client.attempts import AT_WORK, Attempts
@@ -83,3 +83,21 @@ def test_a_key_at_work_is_waited_for_from_the_first_time_that_it_is(clock: Clock
     clock.now += 2
     with pytest.raises(Refused):
         attempts.refused(at_work)
+
+
+@pytest.mark.parametrize(("lost", "perhaps"), [(httpx.ReadTimeout("late"), True), (httpx.ConnectError("no"), False)])
+def test_a_limit_behind_a_lost_answer_says_that_it_may_be_done(lost: httpx.HTTPError, perhaps: bool) -> None:
+    attempts = Attempts("http://farm", 30)
+    attempts.lost(lost)
+    with pytest.raises(Overloaded) as limited:
+        attempts.refused(httpx.Response(429, headers={"Retry-After": "60"}, request=httpx.Request("POST", "http://f")))
+    assert (limited.value.perhaps_done, limited.value.retry_after_s) == (perhaps, 60)
+
+
+def test_what_is_wrong_with_the_whole_is_told_without_an_empty_fields_name() -> None:
+    fault = {"field": "", "message": "holds no rows"}
+    problem = {"type": "t", "title": "no", "status": 422, "detail": "no", "instance": "/", "errors": [fault]}
+    refusals = iter([httpx.Response(422, json=problem)])
+    with client_that_hears(refusals, []) as client, pytest.raises(Refused) as refused:
+        client.submit_many("b", [])
+    assert str(refused.value) == "no (422): holds no rows"
