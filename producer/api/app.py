@@ -22,6 +22,7 @@ from producer.api import (
     manifests,
     metrics,
     problems,
+    query_names,
     results,
     tenants,
     webhooks,
@@ -66,7 +67,7 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=_lifespan,
         redoc_url=None,
         redirect_slashes=False,
-        dependencies=[Depends(admitted)],
+        dependencies=[Depends(admitted), Depends(query_names.known)],
     )
     app.state.services = services
     app.state.dispatcher = dispatcher

@@ -47,7 +47,7 @@ router = APIRouter(prefix=f"{PREFIX}/batches", tags=["batches"])
     "",
     status_code=201,
     openapi_extra=body_of({JSON: "BatchSubmission", **dict.fromkeys(KINDS, "Submission")}),
-    responses=problems(400, 413, 415, 422),
+    responses=problems(400, 413, 415),
 )
 async def submit(
     request: Request,
@@ -112,38 +112,38 @@ def _checked_name(name: str | None) -> str:
         raise Invalid([fault.model_copy(update={"field": "name"}) for fault in faults]) from None
 
 
-@router.get("", responses=problems(422))
+@router.get("", responses=problems())
 def batches(here: Here, query: Annotated[BatchQuery, Query()]) -> FoundBatches:
     """The batches that are all of what is asked, the newest first, a page at a time."""
     page = Search(here.database).batches(query.filter, cursor=query.cursor, limit=query.limit)
     return FoundBatches(batches=[Batch.from_contract(batch) for batch in page.found], next=page.next)
 
 
-@router.get("/{batch_id}", responses=problems(404, 422))
+@router.get("/{batch_id}", responses=problems(404))
 def batch(batch_id: UUID, here: Here) -> Batch:
     """One batch, counted by state."""
     return Batch.from_contract(here.store.batch(batch_id))
 
 
-@router.post("/{batch_id}/cancel", responses=problems(404, 422))
+@router.post("/{batch_id}/cancel", responses=problems(404))
 def cancel(batch_id: UUID, here: Here) -> Batch:
     """Cancel all of a batch that has not ended yet; images that are there stay."""
     return Batch.from_contract(here.store.cancel_batch(batch_id))
 
 
-@router.post("/{batch_id}/pause", responses=problems(404, 422))
+@router.post("/{batch_id}/pause", responses=problems(404))
 def pause(batch_id: UUID, here: Here) -> Batch:
     """Begin no more of the batch until it is resumed; what is being drawn is drawn."""
     return Batch.from_contract(here.store.pause_batch(batch_id, paused=True))
 
 
-@router.post("/{batch_id}/resume", responses=problems(404, 422))
+@router.post("/{batch_id}/resume", responses=problems(404))
 def resume(batch_id: UUID, here: Here) -> Batch:
     """Go on with a paused batch."""
     return Batch.from_contract(here.store.pause_batch(batch_id, paused=False))
 
 
-@router.post("/{batch_id}/retry", responses=problems(404, 422))
+@router.post("/{batch_id}/retry", responses=problems(404))
 def retry(
     batch_id: UUID,
     here: Here,
@@ -158,20 +158,20 @@ def retry(
 @router.put(
     "/{batch_id}/priority",
     openapi_extra=body_of({JSON: "BatchPriority"}),
-    responses=problems(400, 404, 413, 415, 422),
+    responses=problems(400, 404, 413, 415),
 )
 def prioritise(batch_id: UUID, body: Annotated[bytes, Depends(read_document)], here: Here) -> Batch:
     """Give all of the batch that has not ended another priority."""
     return Batch.from_contract(here.store.prioritise_batch(batch_id, validated(BatchPriority, parse(body)).priority))
 
 
-@router.delete("/{batch_id}", status_code=204, responses=problems(404, 422))
+@router.delete("/{batch_id}", status_code=204, responses=problems(404))
 def delete(batch_id: UUID, here: Here) -> None:
     """Delete the batch with all of its jobs, at once; its images leave the bucket some time later."""
     here.store.delete_batch(batch_id)
 
 
-@router.get("/{batch_id}/rejections", responses=problems(404, 422))
+@router.get("/{batch_id}/rejections", responses=problems(404))
 def rejections(
     batch_id: UUID,
     here: Here,
@@ -184,7 +184,7 @@ def rejections(
     return RejectionPage(rejections=found, next=found[-1].line if len(found) == limit else None)
 
 
-@router.get("/{batch_id}/jobs", responses=problems(404, 422))
+@router.get("/{batch_id}/jobs", responses=problems(404))
 def batch_jobs(
     batch_id: UUID,
     here: Here,

@@ -57,7 +57,7 @@ class EventStream(StreamingResponse):
         super().__init__(content, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
 
 
-@router.get("/jobs/{job_id}/events", status_code=200, response_class=EventStream, responses=problems(404, 422))
+@router.get("/jobs/{job_id}/events", status_code=200, response_class=EventStream, responses=problems(404))
 def job_events(job_id: UUID, request: Request, here: Here, last_event_id: LastEventId = None) -> EventStream:
     """What becomes of the job, as server-sent events: its states, the steps that are done, its previews.
 
@@ -72,7 +72,7 @@ def job_events(job_id: UUID, request: Request, here: Here, last_event_id: LastEv
     return EventStream(_told(request, here, target, cursor or Cursor(), last if kind in JOB_ENDS else None))
 
 
-@router.get("/batches/{batch_id}/events", status_code=200, response_class=EventStream, responses=problems(404, 422))
+@router.get("/batches/{batch_id}/events", status_code=200, response_class=EventStream, responses=problems(404))
 def batch_events(batch_id: UUID, request: Request, here: Here, last_event_id: LastEventId = None) -> EventStream:
     """What becomes of the batch and each of its jobs, as server-sent events.
 

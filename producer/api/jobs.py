@@ -23,7 +23,7 @@ router = APIRouter(prefix=f"{PREFIX}/jobs", tags=["jobs"])
 Limit = Annotated[int, Query(ge=1, le=PAGE_MAX, description="Jobs a page.")]
 
 
-@router.post("", status_code=201, openapi_extra=body_of({JSON: "Submission"}), responses=problems(400, 413, 415, 422))
+@router.post("", status_code=201, openapi_extra=body_of({JSON: "Submission"}), responses=problems(400, 413, 415))
 def submit(
     request: Request,
     body: Annotated[bytes, Depends(read_document)],
@@ -52,32 +52,32 @@ def submit(
     return Job.of(job)
 
 
-@router.get("", responses=problems(422))
+@router.get("", responses=problems())
 def jobs(here: Here, query: Annotated[JobQuery, Query()]) -> FoundJobs:
     """The jobs that are all of what is asked, a page at a time. A page is not moved by rows that come and go."""
     page = Search(here.database).jobs(query.filter, sort=query.sort, cursor=query.cursor, limit=query.limit)
     return FoundJobs(jobs=[Job.of(job) for job in page.found], next=page.next)
 
 
-@router.get("/{job_id}", responses=problems(404, 422))
+@router.get("/{job_id}", responses=problems(404))
 def job(job_id: UUID, here: Here) -> Job:
     """One job."""
     return Job.of(here.store.job(job_id))
 
 
-@router.post("/{job_id}/cancel", responses=problems(404, 409, 422))
+@router.post("/{job_id}/cancel", responses=problems(404, 409))
 def cancel(job_id: UUID, here: Here) -> Job:
     """Cancel a queued or running job. Cancelling it twice is one cancel."""
     return Job.of(here.store.cancel(job_id))
 
 
-@router.post("/{job_id}/retry", responses=problems(404, 409, 422))
+@router.post("/{job_id}/retry", responses=problems(404, 409))
 def retry(job_id: UUID, here: Here) -> Job:
     """Send a failed or cancelled job back to the queue, with the seed that it had. Twice is once."""
     return Job.of(here.store.retry_job(job_id))
 
 
-@router.get("/{job_id}/history", responses=problems(404, 422))
+@router.get("/{job_id}/history", responses=problems(404))
 def history(job_id: UUID, here: Here) -> History:
     """The job's claims, first to last: when, where, how each ended."""
     claims = here.store.history(job_id) or _none_yet(job_id, here)
@@ -94,7 +94,7 @@ def _none_yet(job_id: UUID, here: Here) -> list[dict[str, Any]]:
     "/{job_id}/image",
     status_code=307,
     response_class=RedirectResponse,
-    responses={307: {"description": "To the image in the bucket."}, **problems(404, 409, 422)},
+    responses={307: {"description": "To the image in the bucket."}, **problems(404, 409)},
 )
 def image(job_id: UUID, here: Here) -> RedirectResponse:
     """The way to the image: a link that is valid for a while, without a key."""
@@ -110,7 +110,7 @@ def image(job_id: UUID, here: Here) -> RedirectResponse:
     "/{job_id}/preview",
     status_code=307,
     response_class=RedirectResponse,
-    responses={307: {"description": "To the preview in the bucket."}, **problems(404, 422)},
+    responses={307: {"description": "To the preview in the bucket."}, **problems(404)},
 )
 def preview(job_id: UUID, here: Here) -> RedirectResponse:
     """The way to the job's last preview, while it is being drawn: a small JPEG of the unfinished image.

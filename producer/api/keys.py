@@ -27,7 +27,7 @@ class KeyList(BaseModel):
     keys: list[Key]
 
 
-@router.post("", status_code=201, openapi_extra=body_of({JSON: "KeyRequest"}), responses=problems(400, 413, 415, 422))
+@router.post("", status_code=201, openapi_extra=body_of({JSON: "KeyRequest"}), responses=problems(400, 413, 415))
 def create(body: Annotated[bytes, Depends(read_document)], here: Admin, response: Response) -> NewKey:
     """Make a key. The answer alone holds it."""
     wanted = validated(KeyRequest, parse(body))
@@ -42,7 +42,7 @@ def keys(here: Admin) -> KeyList:
     return KeyList(keys=Keys(here.database).list())
 
 
-@router.delete("/{key_id}", responses=problems(404, 422))
+@router.delete("/{key_id}", responses=problems(404))
 def revoke(key_id: UUID, here: Admin) -> Key:
     """Revoke a key: it opens nothing from now on, and stays listed. Revoking it twice is one revocation."""
     return Keys(here.database).revoke(key_id)

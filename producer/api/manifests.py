@@ -16,6 +16,7 @@ from producer.api.answers import PREFIX
 from producer.api.bodies import LINES_MAX_BYTES, NDJSON, media_type, spool, spooled
 from producer.api.documents import body_of, problems
 from producer.api.errors import Fault, Invalid
+from producer.api.parameters import Tenant, Weight
 from producer.api.problems import printable
 from producer.api.services import Here, Services
 from producer.jobs.contract import Entry, Priority, Rejection, Submission
@@ -85,6 +86,15 @@ def _options(
 Options = Annotated[ManifestOptions, Depends(_options)]
 
 
+def _of_submission(
+    name: Annotated[str | None, Query(description="Means nothing here.")] = None,
+    tenant: Tenant = None,
+    weight: Weight = 1.0,
+    deduplicate: Annotated[bool, Query(description="Means nothing here.")] = False,
+) -> None:
+    """What else a submission takes: a preview may be asked with the very same query, and heeds none of these."""
+
+
 async def spool_manifest(
     request: Request, file: IO[bytes], seen: Callable[[bytes], None] = lambda piece: None
 ) -> ManifestKind:
@@ -142,7 +152,8 @@ class Preview(BaseModel):
 @router.post(
     "/manifests/preview",
     openapi_extra=body_of({NDJSON: "Submission", CSV: "Submission", XLSX: "Submission"}),
-    responses=problems(400, 413, 415, 422),
+    responses=problems(400, 413, 415),
+    dependencies=[Depends(_of_submission)],
 )
 async def preview(request: Request, here: Here, options: Options) -> Preview:
     """What a manifest would become: its first jobs, how many, what is wrong, what it costs. Submits nothing."""

@@ -205,10 +205,9 @@ def _of_parameters(request: Request, error: Exception) -> Response:
 
 def _of_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    title = HTTPStatus(error.status_code).phrase
-    problem = Problem(
-        type="about:blank", title=title, status=error.status_code, detail=error.detail, instance=request.scope["path"]
-    )
+    status, path = error.status_code, request.scope["path"]
+    detail = openai.UNSPOKEN if status == 404 and path.startswith(f"{openai.PREFIX}/") else error.detail
+    problem = Problem(type="about:blank", title=HTTPStatus(status).phrase, status=status, detail=detail, instance=path)
     return problem.answer(error.headers)
 
 

@@ -60,7 +60,7 @@ class Download(StreamingResponse):
 
 def _a_file(*media_types: str) -> dict[int | str, dict[str, Any]]:
     content = {media_type: {"schema": {"type": "string", "format": "binary"}} for media_type in media_types}
-    return {200: {"description": "A file.", "content": content}, **problems(404, 422)}
+    return {200: {"description": "A file.", "content": content}, **problems(404)}
 
 
 @router.get(

@@ -23,7 +23,7 @@ def tenants(here: Here) -> TenantList:
     return TenantList(tenants=here.store.tenants())
 
 
-@router.put("/{name}", openapi_extra=body_of({JSON: "TenantChange"}), responses=problems(400, 413, 415, 422))
+@router.put("/{name}", openapi_extra=body_of({JSON: "TenantChange"}), responses=problems(400, 413, 415))
 def change(name: TenantPath, body: Annotated[bytes, Depends(read_document)], here: Admin) -> Tenant:
     """Change a tenant's weight and limits, from now on and for what waits already. What is not named stays."""
     wanted = validated(TenantChange, parse(body))

@@ -42,7 +42,7 @@ class DeliveryPage(BaseModel):
 
 
 @router.post(
-    "", status_code=201, openapi_extra=body_of({JSON: "WebhookRequest"}), responses=problems(400, 409, 413, 415, 422)
+    "", status_code=201, openapi_extra=body_of({JSON: "WebhookRequest"}), responses=problems(400, 409, 413, 415)
 )
 def create(
     body: Annotated[bytes, Depends(read_document)], here: Here, response: Response, tenant: Tenant = None
@@ -64,25 +64,25 @@ def webhooks(here: Here) -> WebhookList:
     return WebhookList(webhooks=Webhooks(here.database).all())
 
 
-@router.get("/{webhook_id}", responses=problems(404, 422))
+@router.get("/{webhook_id}", responses=problems(404))
 def webhook(webhook_id: UUID, here: Here) -> Webhook:
     """One webhook."""
     return Webhooks(here.database).webhook(webhook_id)
 
 
-@router.delete("/{webhook_id}", status_code=204, responses=problems(404, 422))
+@router.delete("/{webhook_id}", status_code=204, responses=problems(404))
 def delete(webhook_id: UUID, here: Here) -> None:
     """Tell that address nothing more, and forget what it was told."""
     Webhooks(here.database).delete(webhook_id)
 
 
-@router.post("/{webhook_id}/enable", responses=problems(404, 422))
+@router.post("/{webhook_id}/enable", responses=problems(404))
 def enable(webhook_id: UUID, here: Here) -> Webhook:
     """Go on telling an address that answered 410, of what happens from now on."""
     return Webhooks(here.database).enable(webhook_id)
 
 
-@router.get("/{webhook_id}/deliveries", responses=problems(404, 422))
+@router.get("/{webhook_id}/deliveries", responses=problems(404))
 def deliveries(
     webhook_id: UUID,
     here: Here,
@@ -94,7 +94,7 @@ def deliveries(
     return DeliveryPage(deliveries=found, next=found[-1].id if len(found) == limit else None)
 
 
-@router.post("/{webhook_id}/deliveries/{delivery_id}/resend", responses=problems(404, 409, 422))
+@router.post("/{webhook_id}/deliveries/{delivery_id}/resend", responses=problems(404, 409))
 def resend(webhook_id: UUID, delivery_id: UUID, here: Here) -> Delivery:
     """Tell it once more, at once and under the same id."""
     return Webhooks(here.database).resend(webhook_id, delivery_id)

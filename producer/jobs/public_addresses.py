@@ -66,7 +66,20 @@ def checked_url(url: str, *, private: bool) -> httpx.URL:
     port = 443 if parsed.port is None else parsed.port
     if not HOST.fullmatch(host) or parsed.userinfo or parsed.fragment or not 0 < port <= PORT_MAX:
         raise AddressRefused("must be https://host/path, without a user and without #")
+    literal = _literal(host)
+    if not private and literal is not None and not is_public(literal):
+        raise AddressRefused("its host is an address that is not public")
     return parsed
+
+
+def _literal(host: str) -> str | None:
+    """The address that a host is as it stands there, also as resolvers read '127.1'; None: it is a name."""
+    if ":" in host:
+        return host
+    try:
+        return socket.inet_ntoa(socket.inet_aton(host))
+    except OSError:
+        return None
 
 
 async def pinned(url: httpx.URL, resolve: Resolve, *, private: bool) -> httpx.URL:

@@ -13,15 +13,14 @@ from producer.api.documents import body_of
 from producer.api.errors import Fault, Invalid
 from producer.api.openai.documents import errors
 from producer.api.openai.errors import Ended
-from producer.api.openai.files import batch_of, content_of
-from producer.api.openai.identifiers import FileId, Part, batch_id
+from producer.api.openai.files import batch_of, content_of, row_of
+from producer.api.openai.identifiers import FileId, Part, batch_id, called
 from producer.api.openai.lines import Input, Refused
 from producer.api.openai.progress import ENDED, Progress, progress_of
 from producer.api.parameters import Fingerprint, Key
 from producer.api.services import Here, Services
 from producer.jobs import contract
 from producer.jobs.contract import SubmissionKey
-from producer.jobs.files import Files
 from producer.jobs.models import Models
 
 PAGE_MAX = 100
@@ -81,7 +80,7 @@ async def create(
 
 
 def _made(asked: BatchCreation, source: FileId, here: Services, key: SubmissionKey | None) -> contract.Batch:
-    name = Files(here.database).file(source.id).name if source.part is None else batch_of(source, here).name
+    name = row_of(source, here).name if source.part is None else batch_of(source, here).name
     facts = _Facts(tenant=here.whose(None), file_id=str(source), metadata=asked.metadata)
     with spooled() as file:  # so that no transaction waits for the bucket
         for piece in content_of(source, here):
@@ -102,7 +101,7 @@ def all_batches(
     limit: Annotated[int, Query(ge=1, le=PAGE_MAX)] = 20,
 ) -> ProgressList:
     """The newest first, whichever way they came in."""
-    last = here.store.batch(batch_id(after)).id if after else None
+    last = _found(after, here).id if after else None
     found = here.store.batches(limit + 1, after=last)
     data = progress_of(found[:limit], here)
     return ProgressList(
@@ -116,15 +115,22 @@ def all_batches(
 @router.get("/{name}", responses=errors(404))
 def one_batch(name: str, here: Here) -> Progress:
     """One batch."""
-    (found,) = progress_of([here.store.batch(batch_id(name))], here)
+    (found,) = progress_of([_found(name, here)], here)
     return found
+
+
+def _found(name: str, here: Services) -> contract.Batch:
+    """Raises: NotFound."""
+    with called("batch", name):
+        return here.store.batch(batch_id(name))
 
 
 @router.post("/{name}/cancel", responses=errors(404, 409))
 def cancel(name: str, here: Here) -> Progress:
     """Cancel all of a batch that has not ended; what is drawn stays, and is in its output. Cancelling twice is one."""
-    (before,) = progress_of([here.store.batch(batch_id(name))], here)
+    batch = _found(name, here)
+    (before,) = progress_of([batch], here)
     if before.status in ENDED - {"cancelled"}:
         raise Ended(before.status)
-    (after,) = progress_of([here.store.cancel_batch(batch_id(name))], here)
+    (after,) = progress_of([here.store.cancel_batch(batch.id)], here)
     return after

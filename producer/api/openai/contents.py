@@ -64,9 +64,9 @@ class Content(NamedTuple):
         response = {"status_code": 200, "request_id": jobs[0].id.hex, "body": body}
         line = json.dumps({**_identity(jobs[0]), "error": None, "response": response})
         yield line.removesuffix("]}}}").encode()
-        delivery = (jobs[0].source or {}).get("response_format", "url")
+        inline = (jobs[0].source or {}).get("response_format") == "b64_json"
         for index, job in enumerate(jobs):
-            yield b", " * bool(index) + json.dumps(self.pictures.of(job, delivery)).encode()
+            yield b", " * bool(index) + json.dumps(self.pictures.of(job, "b64_json" if inline else "url")).encode()
         yield b"]}}}\n"
 
     def _lines(self) -> Iterator[list[Job]]:

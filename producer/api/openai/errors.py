@@ -18,6 +18,8 @@ from producer.api.errors import ApiError, Fault
 from producer.jobs.contract import Job, State
 
 PREFIX = "/v1"
+UNSPOKEN = "there is nothing here: of images only images/generations is spoken, beside models, files and batches"
+"""Of OpenAI's paths that this farm has not."""
 NOT_AGAIN = {"X-Should-Retry": "false"}
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}

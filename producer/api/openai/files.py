@@ -17,7 +17,7 @@ from producer.api.bodies import chunks, media_type
 from producer.api.errors import Fault, Invalid, Malformed, TooLarge
 from producer.api.openai.contents import Content
 from producer.api.openai.documents import UPLOAD, errors
-from producer.api.openai.identifiers import FileId, Part, batch_name
+from producer.api.openai.identifiers import FileId, Part, batch_name, called
 from producer.api.openai.pictures import Pictures, Sizes
 from producer.api.openai.progress import progress_of
 from producer.api.problems import printable
@@ -173,7 +173,8 @@ def uploaded(
 ) -> FileObjects:
     """Uploaded files. Outputs and errors are named by their batches."""
     last = FileId.read(after).id if after else None
-    found = Files(here.database).page(limit=limit + 1, after=last, purpose=purpose, oldest_first=order == "asc")
+    with called("file", after):
+        found = Files(here.database).page(limit=limit + 1, after=last, purpose=purpose, oldest_first=order == "asc")
     data = [FileObject.of(file) for file in found[:limit]]
     return FileObjects(
         data=data,
@@ -188,7 +189,7 @@ async def file(file_id: str, here: Here) -> FileObject:
     """One file. How long one is that a batch makes of its rows is found by writing it."""
     found = FileId.read(file_id)
     if found.part is None:
-        return FileObject.of(await run_in_threadpool(Files(here.database).file, found.id))
+        return FileObject.of(await run_in_threadpool(row_of, found, here))
     return await here.bulk.begin(_written, found, found.part, here)
 
 
@@ -220,16 +221,20 @@ def _download(file_id: FileId, here: Services) -> Download:
 def content_of(file_id: FileId, here: Services) -> Pieces:
     """The file in pieces. Raises: NotFound, at once; Unavailable, in its midst too."""
     if file_id.part is None:
-        return (piece for piece in here.storage.pieces(Files(here.database).file(file_id.id).object_key))
+        return (piece for piece in here.storage.pieces(row_of(file_id, here).object_key))
     return Content(batch_of(file_id, here), here.store, Pictures(here.storage)).of(file_id.part)
+
+
+def row_of(file_id: FileId, here: Services) -> files.File:
+    """An uploaded file's row. Raises: NotFound."""
+    with called("file", file_id):
+        return Files(here.database).file(file_id.id)
 
 
 def batch_of(file_id: FileId, here: Services) -> Batch:
     """The batch whose part the file is. Raises: NotFound: there is none, or that part is not there (yet)."""
-    try:
+    with called("file", file_id):
         batch = here.store.batch(file_id.id)
-    except NotFound:
-        raise NotFound("file", file_id) from None
     (progress,) = progress_of([batch], here)
     if str(file_id) not in {progress.input_file_id, progress.output_file_id, progress.error_file_id}:
         raise NotFound("file", file_id)
@@ -243,5 +248,6 @@ def delete(file_id: str, here: Here) -> FileDeleted:
     if found.part is not None:
         batch_of(found, here)
         raise _invalid("file_id", "is a part of its batch: DELETE /api/v1/batches/{id} deletes it all")
-    Files(here.database).delete(found.id)
+    with called("file", file_id):
+        Files(here.database).delete(found.id)
     return FileDeleted(id=file_id)

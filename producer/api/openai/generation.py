@@ -20,8 +20,8 @@ AUTO: Literal["auto"] = "auto"
 AUTO_SIZE = "1024x1024"
 SIZE = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})", re.ASCII)
 
-_NAMES = {"width": "size", "height": "size"}
-"""Fields of a request that have another name here."""
+_SIDES = ("width", "height")
+"""Fields of a request that are one here: ``size``."""
 
 
 def _size(size: str) -> str:
@@ -116,7 +116,7 @@ def read_generation(value: Any, priority: Priority = Priority.STANDARD) -> tuple
         generation = Generation.model_validate(value)
         return generation, generation.submissions(priority)
     except ValidationError as error:
-        raise Invalid([_renamed(fault) for fault in _faults(error)]) from None
+        raise Invalid(_renamed(_faults(error))) from None
 
 
 def body_of(submission: dict[str, Any]) -> dict[str, Any]:
@@ -140,7 +140,15 @@ def _faults(error: ValidationError) -> list[Fault]:
     return faults_of(error.errors(include_url=False, include_input=False, include_context=False))
 
 
-def _renamed(fault: Fault) -> Fault:
-    """NUL, which a name of an unknown field may hold, is what Postgres keeps in no text."""
-    name = _NAMES.get(fault.field, fault.field).replace("\x00", "\\x00")
-    return fault.model_copy(update={"field": name})
+def _renamed(faults: list[Fault]) -> list[Fault]:
+    """By OpenAI's names of the fields; what is wrong with both sides of a size is told once.
+
+    NUL, which a name of an unknown field may hold, is what Postgres keeps in no text.
+    """
+    sides: dict[str, list[str]] = {}
+    for fault in faults:
+        if fault.field in _SIDES:
+            sides.setdefault(fault.message, []).append(fault.field)
+    sizes = [Fault(field="size", message=f"{' and '.join(names)}: {message}") for message, names in sides.items()]
+    others = [fault for fault in faults if fault.field not in _SIDES]
+    return sizes + [fault.model_copy(update={"field": fault.field.replace("\x00", "\\x00")}) for fault in others]

@@ -1,8 +1,12 @@
 """OpenAI's ids: ``file-`` and ``batch_`` before the hex of a UUID. What a batch makes of its rows when it is read is a
 file too: its id holds the batch's, and says which part of it.
+
+A batch is found by the native API's id as well. Whatever is not there is said to be missing by the id that was given.
 """
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from typing import NamedTuple
 from uuid import UUID
@@ -10,6 +14,8 @@ from uuid import UUID
 from producer.jobs.errors import NotFound
 
 HEX = "[0-9a-f]{32}"
+UUID_TEXT = "[0-9a-f]{8}-?(?:[0-9a-f]{4}-?){3}[0-9a-f]{12}"
+"""With dashes or without."""
 
 
 class Part(StrEnum):
@@ -44,8 +50,17 @@ def batch_name(batch_id: UUID) -> str:
 
 
 def batch_id(name: str) -> UUID:
-    """Raises: NotFound: no batch has such an id."""
-    found = re.fullmatch(f"batch_({HEX})", name)
+    """From what OpenAI's clients call the batch, or the native API. Raises: NotFound: no batch has such an id."""
+    found = re.fullmatch(f"(?:batch_)?({UUID_TEXT})", name)
     if found is None:
         raise NotFound("batch", name)
     return UUID(found[1])
+
+
+@contextmanager
+def called(kind: str, given: object) -> Iterator[None]:
+    """What is not found within is told by this id. Raises: NotFound."""
+    try:
+        yield
+    except NotFound:
+        raise NotFound(kind, given) from None

@@ -6,6 +6,7 @@ raised at the end: by then the first faults are known, not only one.
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import IO, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
@@ -17,6 +18,7 @@ from producer.api.openai.contents import METHOD
 from producer.api.openai.generation import read_generation
 from producer.api.problems import faults_of
 from producer.jobs.contract import Entry, Rejection
+from producer.manifest.record import storable
 
 LINES_MAX = 50_000
 LINE_MAX_BYTES = 1_000_000
@@ -137,8 +139,9 @@ def _refused(code: str, line: int | None, message: str, param: str | None = None
 
 
 def _entries(number: int, line: Line) -> Iterator[Entry | Rejection]:
-    """One job for each image of the line; what its answer needs goes along with each."""
-    source = {"custom_id": line.custom_id}
+    """One job for each image of the line. What the line held goes along with each, and comes back in the results."""
+    name = {"custom_id": line.custom_id}
+    source = name | _plain(line.body) | name  # it stands first, and no field of the body takes its place
     try:
         generation, submissions = read_generation(line.body)
     except Invalid as error:
@@ -152,7 +155,14 @@ def _entries(number: int, line: Line) -> Iterator[Entry | Rejection]:
     if generation.stream:
         yield Rejection(number, source, "invalid_value", "stream: is not for batches: leave it out", "stream")
         return
-    if generation.response_format == "b64_json":
-        source["response_format"] = "b64_json"
     for submission in submissions:
         yield Entry(submission, number, source)
+
+
+def _plain(body: dict[str, Any]) -> dict[str, Any]:
+    """What of a body can be kept and stands in one cell: text and numbers, as every field is that is known."""
+    return {
+        storable(name): storable(value)
+        for name, value in body.items()
+        if isinstance(value, str | int) or (isinstance(value, float) and isfinite(value))
+    }

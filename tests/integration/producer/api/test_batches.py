@@ -47,10 +47,10 @@ def test_lines_are_a_batch(api: httpx.Client) -> None:
 
 
 def test_one_bad_line_is_named_and_nothing_is_submitted(api: httpx.Client) -> None:
-    body = line() * 2000 + line(width=0, heigth=64) + line() + b"{oops\n"
+    body = line() * 2000 + line(width=0, stepps=64) + line() + b"{oops\n"
     problem = assert_problem(api.post(BATCHES, params={"name": "b"}, content=body, headers=NDJSON), 422)
     assert [(error["line"], error["field"]) for error in problem["errors"]] == [
-        (2001, "heigth"),
+        (2001, "stepps"),
         (2003, ""),
     ]
     assert api.get(BATCHES).json()["batches"] == []

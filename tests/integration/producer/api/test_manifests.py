@@ -196,7 +196,10 @@ def test_an_estimate_is_arithmetic_until_a_live_worker_has_measured_its_speed(
     assert told["gpu_s"] == pytest.approx(image / 20)
     now = datetime.fromisoformat(api.get("/api/v1/farm").json()["at"])
     left = datetime.fromisoformat(told["finishes_at"]) - now
-    assert left == pytest.approx(timedelta(seconds=41 * image / 40), abs=timedelta(seconds=30))
+    assert left == pytest.approx(timedelta(seconds=2 * image / 40), abs=timedelta(seconds=3)), "turn and turn about"
+    told = api.get("/api/v1/estimate", params={"work": 100 * image}).json()
+    left = datetime.fromisoformat(told["finishes_at"]) - now
+    assert left == pytest.approx(timedelta(seconds=140 * image / 40), abs=timedelta(seconds=30))
 
 
 @pytest.mark.parametrize("work", ["-1", "nan", "1e300", "much"])

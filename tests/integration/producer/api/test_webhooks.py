@@ -91,6 +91,8 @@ BAD = (
     {"url": "https://user:secret@example.com/"},
     {"url": "x"},
     {"url": "https://\x00/"},
+    *({"url": f"https://{host}/"} for host in ("127.0.0.1", "10.0.0.7:8443", "169.254.169.254", "127.1", "2130706433")),
+    *({"url": f"https://{host}/"} for host in ("[::1]", "[fd00::1]", "[fe80::1]", "[::ffff:10.0.0.1]")),
     {"url": HERE, "kinds": []},
     {"url": HERE, "kinds": ["job.progress"]},
     {"url": HERE, "kinds": ["x"]},
@@ -106,6 +108,16 @@ def test_what_is_no_webhook_is_refused(api: httpx.Client) -> None:
     for path in (f"{WEBHOOKS}/{uuid4()}", f"{WEBHOOKS}/{uuid4()}/deliveries"):
         assert_problem(api.get(path), 404)
     assert_problem(api.post(f"{WEBHOOKS}/{uuid4()}/deliveries/{uuid4()}/resend"), 404)
+
+
+def test_names_and_public_addresses_are_taken_and_looked_at_when_something_is_sent(api: httpx.Client) -> None:
+    for host in ("localhost", "inside.example", "1.1.1.1", "[2606:4700:4700::1111]"):
+        assert api.post(WEBHOOKS, json={"url": f"https://{host}/"}).status_code == 201
+
+
+def test_the_farms_own_network_is_taken_where_it_may_be(api_at_home: httpx.Client) -> None:
+    for host in ("127.0.0.1", "[::1]", "10.0.0.7"):
+        assert api_at_home.post(WEBHOOKS, json={"url": f"http://{host}/"}).status_code == 201
 
 
 def test_a_tenant_sees_and_changes_only_its_own(api: httpx.Client, store: Store) -> None:

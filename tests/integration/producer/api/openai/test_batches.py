@@ -1,7 +1,10 @@
 """Batches by OpenAI's package: what is refused, how far they are, and that both doors show the same."""
 
+import csv
+import io
 import json
 from typing import Any
+from uuid import UUID
 
 import httpx
 import openai
@@ -164,6 +167,47 @@ def test_rejected_rows_of_a_native_batch_are_in_its_error_file(client: OpenAI, h
     assert counts(found) == (2, 1, 1)
     (rejected,) = read(client, found.error_file_id)
     assert (rejected["custom_id"], rejected["response"]["body"]["error"]["message"]) == ("line-2", "says nothing")
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_the_results_of_good_and_bad_lines_hold_what_their_bodies_held(
+    client: OpenAI, api: httpx.Client, hand: Farmhand, kind: str
+) -> None:
+    wrong = {"prompt": "oai bad\x00", "size": "9x9", "custom_id": "other"}
+    batch_of(client, line("good", prompt="oai good"), line("bad") | {"body": wrong})
+    (batch,) = hand.store.batches()
+    table = api.get(f"/api/v1/batches/{batch.id}/results", params={"format": kind}).content.decode("utf-8-sig")
+    rows = csv.DictReader(io.StringIO(table)) if kind == "csv" else map(json.loads, table.splitlines())
+    good, bad = rows
+    assert (good["custom_id"], good["prompt"], good["size"]) == ("good", "oai good", "64x64")
+    assert (bad["custom_id"], bad["prompt"], bad["size"]) == ("bad", "oai bad\ufffd", "9x9")
+
+
+def test_a_size_that_is_too_small_is_told_once_with_its_sides(client: OpenAI, hand: Farmhand) -> None:
+    batch_of(client, line("both", size="9x9"), line("one", size="64x9"))
+    (batch,) = hand.store.batches()
+    both, one = hand.store.rejections(batch.id)
+    assert both.message == "size: width and height: Input should be greater than or equal to 64"
+    assert one.message == "size: height: Input should be greater than or equal to 64"
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.images.generate(prompt="a", size="10x10")  # type: ignore[call-overload]
+    assert (refused.value.body["message"], refused.value.param) == (both.message, "size")  # type: ignore[index]
+
+
+def test_a_batch_is_found_by_the_native_apis_id_too(client: OpenAI, hand: Farmhand) -> None:
+    made = batch_of(client, line("one"))
+    (batch,) = hand.store.batches()
+    for name in (str(batch.id), batch.id.hex, f"batch_{batch.id}"):
+        assert client.batches.retrieve(name).id == made.id
+    assert list(client.batches.list(after=str(batch.id))) == []
+    assert client.batches.cancel(str(batch.id)).status == "cancelled"
+
+
+@pytest.mark.parametrize("name", [f"batch_{'0' * 32}", str(UUID(int=0)), "batch_1", f"batch-{'0' * 32}"])
+def test_a_batch_that_is_not_there_is_told_by_the_id_that_was_given(client: OpenAI, name: str) -> None:
+    for ask in (client.batches.retrieve, client.batches.cancel):
+        with pytest.raises(openai.NotFoundError, match=f"no batch {name}$"):
+            ask(name)
 
 
 def test_batches_are_listed_from_the_newest_back_page_by_page(client: OpenAI) -> None:

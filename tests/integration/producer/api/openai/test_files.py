@@ -61,13 +61,14 @@ def test_files_are_listed_in_pages_from_either_end(client: OpenAI) -> None:
 def test_ids_that_are_none_are_not_found(client: OpenAI) -> None:
     for file_id in ("file-1", "x", "file-" + "0" * 32, "file-" + "0" * 32 + "-output", "file-" + "0" * 32 + "-more"):
         for ask in (client.files.retrieve, client.files.content, client.files.delete):
-            with pytest.raises(openai.NotFoundError, match="no file"):
+            with pytest.raises(openai.NotFoundError, match=f"no file {file_id}$"):
                 ask(file_id)
+        with pytest.raises(openai.NotFoundError, match=f"no file {file_id}$"):
+            client.files.list(after=file_id)
     for part in ("", "-input"):
-        with pytest.raises(openai.NotFoundError, match="no file"):
-            client.batches.create(
-                input_file_id=f"file-{'0' * 32}{part}", endpoint="/v1/images/generations", completion_window="24h"
-            )
+        missing = f"file-{'0' * 32}{part}"
+        with pytest.raises(openai.NotFoundError, match=f"no file {missing}$"):
+            client.batches.create(input_file_id=missing, endpoint="/v1/images/generations", completion_window="24h")
 
 
 def test_a_form_that_says_too_little_or_too_much_is_refused(api: httpx.Client) -> None:

@@ -2,6 +2,7 @@
 
 import base64
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -130,6 +131,17 @@ def test_no_rubbish_ends_in_an_error_of_the_server(api: httpx.Client) -> None:
     assert api.post("/v1/images/generations", content=b"{}").status_code == 400
     assert api.get("/v1/nothing").json()["error"]["type"] == "invalid_request_error"
     assert api.delete("/v1/models").status_code == 405
+
+
+def test_what_else_openai_has_is_told_to_be_missing(client: OpenAI) -> None:
+    asks: list[Callable[[], object]] = [
+        lambda: client.images.edit(image=b"png", prompt="a"),
+        lambda: client.post("/images/variations", cast_to=object),
+        lambda: client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "a"}]),
+    ]
+    for ask in asks:
+        with pytest.raises(openai.NotFoundError, match="only images/generations is spoken"):
+            ask()
 
 
 def test_the_same_key_draws_once(client: OpenAI, hand: Farmhand) -> None:
