@@ -20,8 +20,8 @@ demo: $(INSTALLED) ## Draw the shipped catalogue of banners on this machine, int
 up: $(INSTALLED) ## Run a whole farm on this machine until Ctrl-C
 	@$(BIN)/ovis-batch up
 
-test: $(INSTALLED) ## Run the whole test suite, with real servers
-	$(BIN)/python -m pytest
+test: $(INSTALLED) ## Run the whole test suite, with real servers (two halves side by side)
+	$(BIN)/python tests/two_halves.py
 
 chaos: $(INSTALLED) ## Kill, freeze and cut off everything a thousand times, and count what was lost (25 minutes)
 	$(BIN)/python -m tests.chaos --long
