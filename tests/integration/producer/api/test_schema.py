@@ -10,6 +10,7 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
+from hypothesis.errors import FlakyFailure
 from schemathesis import APIOperation, Case
 from schemathesis.checks import not_a_server_error
 
@@ -85,6 +86,8 @@ def mistakes_of(operation: APIOperation, there: dict[str, str]) -> Iterator[str]
         ask()
     except AssertionError as mistake:
         yield str(mistake)
+    except FlakyFailure as once:  # it did not happen again
+        yield from (f"once: {mistake!r}" for mistake in once.exceptions)
 
 
 def lead(case: Case, there: dict[str, str]) -> None:
