@@ -6,6 +6,7 @@ shows what a submission does.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import IO, Annotated
 
 from fastapi import APIRouter, Depends, Query, Request
@@ -86,13 +87,23 @@ def _options(
 Options = Annotated[ManifestOptions, Depends(_options)]
 
 
-def _of_submission(
+@dataclass(frozen=True)
+class Turn:
+    """By what a batch gets its turn among others."""
+
+    tenant: str
+    weight: float = 1.0
+
+
+def _turn(
+    here: Here,
     name: Annotated[str | None, Query(description="Means nothing here.")] = None,
     tenant: Tenant = None,
     weight: Weight = 1.0,
     deduplicate: Annotated[bool, Query(description="Means nothing here.")] = False,
-) -> None:
-    """What else a submission takes: a preview may be asked with the very same query, and heeds none of these."""
+) -> Turn:
+    """What else a submission takes: a preview may be asked with the very same query."""
+    return Turn(here.whose(tenant), weight)
 
 
 async def spool_manifest(
@@ -153,26 +164,26 @@ class Preview(BaseModel):
     "/manifests/preview",
     openapi_extra=body_of({NDJSON: "Submission", CSV: "Submission", XLSX: "Submission"}),
     responses=problems(400, 413, 415),
-    dependencies=[Depends(_of_submission)],
 )
-async def preview(request: Request, here: Here, options: Options) -> Preview:
+async def preview(request: Request, here: Here, options: Options, turn: Annotated[Turn, Depends(_turn)]) -> Preview:
     """What a manifest would become: its first jobs, how many, what is wrong, what it costs. Submits nothing."""
     recipe = await run_in_threadpool(options.recipe)
     with spooled() as file:
         kind = await spool_manifest(request, file)
-        return await here.bulk.begin(_previewed, _services(request), Reading(file, kind, recipe))
+        return await here.bulk.begin(_previewed, _services(request), turn, Reading(file, kind, recipe))
 
 
-def _previewed(services: Services, reading: Reading) -> Preview:
+def _previewed(services: Services, turn: Turn, reading: Reading) -> Preview:
     rows: list[PreviewRow] = []
-    jobs, work, priority = 0, 0.0, Priority.STANDARD
+    jobs, work, rank = 0, 0.0, 0
     try:
         for entry in reading.entries(partial=True):
             if isinstance(entry, Entry):
                 jobs += 1
                 if jobs > JOBS_MAX:
                     raise TooManyJobs(JOBS_MAX)
-                work, priority = work + entry.submission.work, entry.submission.priority
+                work += entry.submission.work
+                rank = max(rank, entry.submission.priority.rank)  # the least urgent are the last
                 if len(rows) < SHOWN_ROWS:
                     rows.append(PreviewRow.model_construct(**vars(entry.submission), line=entry.line))
     except ManifestError as error:
@@ -188,7 +199,7 @@ def _previewed(services: Services, reading: Reading) -> Preview:
         separator=reading.separator,
         short_rows=reading.short_rows,
         work=work,
-        estimate=_estimated(services, work, priority),
+        estimate=_estimated(services, work, turn, Priority.of_rank(rank)),
     )
 
 
@@ -199,12 +210,18 @@ def get_estimate(
     work: Annotated[float, Query(ge=0, le=WORK_MAX, allow_inf_nan=False, description="Megapixel-steps.")],
 ) -> Estimate:
     """What so much work costs: drawn pixels times steps times branches (two with guidance above 1), in millions."""
-    return _estimated(_services(request), work, Priority.STANDARD)
+    return _estimated(_services(request), work, Turn(here.whose(None)), Priority.STANDARD)
 
 
-def _estimated(services: Services, work: float, priority: Priority) -> Estimate:
-    tenant, lease_s = services.whose(None), services.settings.durations.lease_s
-    return estimate(services.database, work, lease_s=lease_s, tenant=tenant, priority=priority)
+def _estimated(services: Services, work: float, turn: Turn, priority: Priority) -> Estimate:
+    return estimate(
+        services.database,
+        work,
+        lease_s=services.settings.durations.lease_s,
+        tenant=turn.tenant,
+        weight=turn.weight,
+        priority=priority,
+    )
 
 
 def _services(request: Request) -> Services:

@@ -50,14 +50,16 @@ def estimate(
     *,
     lease_s: float,
     tenant: str = DEFAULT_TENANT,
+    weight: float = 1.0,
     priority: Priority = Priority.STANDARD,
 ) -> Estimate:
-    """What ``work`` (megapixel-steps, ``ImageRequest.work``) costs as a batch of this tenant. Raises: Unavailable."""
+    """What ``work`` (megapixel-steps, ``ImageRequest.work``) costs as such a batch. Raises: Unavailable."""
     with database.begin() as connection:
         row = connection.execute(_NOW, {"lease": lease_s}).mappings().one()
         waiting = [Waiting(*found) for found in connection.execute(_WAITING)]
-        weight = connection.scalar(_WEIGHT, {"tenant": tenant})
-    return _estimate(work, until_drawn(work, tenant, weight or 1.0, priority, waiting), row)
+        tenant_weight = connection.scalar(_WEIGHT, {"tenant": tenant}) or 1.0
+    batch = Waiting(priority.rank, tenant, tenant_weight, weight, work)
+    return _estimate(work, until_drawn(batch, waiting), row)
 
 
 class Waiting(NamedTuple):
@@ -70,20 +72,19 @@ class Waiting(NamedTuple):
     work: float
 
 
-def until_drawn(
-    work: float, tenant: str, tenant_weight: float, priority: Priority, waiting: Sequence[Waiting]
-) -> float:
-    """Megapixel-steps that are drawn until ``work`` is, itself with them: a batch of weight 1 among ``waiting``."""
-    of_rank = [lane for lane in waiting if lane.rank == priority.rank]
-    total = _shared(work, 1.0, [(lane.weight, lane.work) for lane in of_rank if lane.tenant == tenant])
-    tenants = {lane.tenant: (lane.tenant_weight, 0.0) for lane in of_rank if lane.tenant != tenant}
+def until_drawn(batch: Waiting, waiting: Sequence[Waiting]) -> float:
+    """Megapixel-steps that are drawn until the ``batch`` is, itself with them, beside those that are ``waiting``."""
+    of_rank = [lane for lane in waiting if lane.rank == batch.rank]
+    own = [(lane.weight, lane.work) for lane in of_rank if lane.tenant == batch.tenant]
+    total = _shared(batch.work, batch.weight, own)
+    tenants: dict[str, tuple[float, float]] = {}
     for lane in of_rank:
-        if lane.tenant in tenants:
-            tenants[lane.tenant] = (lane.tenant_weight, tenants[lane.tenant][1] + lane.work)
-    total = _shared(total, tenant_weight, tenants.values())
-    others = [other for other in Priority if other is not priority]
+        if lane.tenant != batch.tenant:
+            tenants[lane.tenant] = (lane.tenant_weight, tenants.get(lane.tenant, (0.0, 0.0))[1] + lane.work)
+    total = _shared(total, batch.tenant_weight, tenants.values())
+    others = [other for other in Priority if other.rank != batch.rank]
     works = [(other.share, sum(lane.work for lane in waiting if lane.rank == other.rank)) for other in others]
-    return _shared(total, priority.share, works)
+    return _shared(total, Priority.of_rank(batch.rank).share, works)
 
 
 def _shared(work: float, weight: float, others: Iterable[tuple[float, float]]) -> float:

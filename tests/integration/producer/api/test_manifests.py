@@ -202,6 +202,30 @@ def test_an_estimate_is_arithmetic_until_a_live_worker_has_measured_its_speed(
     assert left == pytest.approx(timedelta(seconds=140 * image / 40), abs=timedelta(seconds=30))
 
 
+def test_a_preview_reckons_with_whose_batch_it_will_be_its_weight_and_its_least_urgent_row(
+    api: httpx.Client, hand: Farmhand
+) -> None:
+    hand.beat()
+    hand.store.submit_batch("before", [Submission(prompt="a")] * 1000, max_failures=3)
+    api.put("/api/v1/tenants/acme", json={"weight": 4}).raise_for_status()
+
+    def images_until_drawn(*priorities: str, **params: str) -> float:
+        rows = "prompt,priority\n" + "".join(f"a,{priority}\n" for priority in priorities)
+        preview = api.post(PREVIEW, params=params, content=rows, headers=CSV).json()
+        now = datetime.fromisoformat(api.get("/api/v1/farm").json()["at"])
+        left = datetime.fromisoformat(preview["estimate"]["finishes_at"]) - now
+        return left.total_seconds() / (preview["estimate"]["gpu_s"] / len(priorities))
+
+    four = ["standard"] * 4
+    for expected, rows, params in [
+        (8, four, {}),
+        (6, four, {"weight": "2"}),
+        (5, four, {"tenant": "acme"}),
+        (4 + 4 * 4, ["bulk", *["interactive"] * 3], {}),
+    ]:
+        assert images_until_drawn(*rows, **params) == pytest.approx(expected, abs=0.4), (rows, params)
+
+
 @pytest.mark.parametrize("work", ["-1", "nan", "1e300", "much"])
 def test_an_estimate_of_nonsense_is_refused(api: httpx.Client, work: str) -> None:
     assert_problem(api.get("/api/v1/estimate", params={"work": work}), 422)

@@ -8,8 +8,10 @@ from producer.jobs.estimate import Waiting, until_drawn
 STANDARD, BULK, URGENT = Priority.STANDARD.rank, Priority.BULK.rank, Priority.INTERACTIVE.rank
 
 
-def drawn(*waiting: Waiting, work: float = 10, weight: float = 1, priority: Priority = Priority.STANDARD) -> float:
-    return until_drawn(work, "me", weight, priority, waiting)
+def drawn(
+    *waiting: Waiting, weight: float = 1, tenant_weight: float = 1, priority: Priority = Priority.STANDARD
+) -> float:
+    return until_drawn(Waiting(priority.rank, "me", tenant_weight, weight, 10), waiting)
 
 
 def test_alone_it_is_its_own_work() -> None:
@@ -25,7 +27,8 @@ def test_a_large_batch_takes_turns_with_it_and_a_small_one_ends_before(tenant: s
 def test_weights_count() -> None:
     assert drawn(Waiting(STANDARD, "me", 1, 4, 20_000)) == 50
     assert drawn(Waiting(STANDARD, "other", 4, 1, 20_000)) == 50
-    assert drawn(Waiting(STANDARD, "other", 1, 1, 20_000), weight=2) == 15
+    assert drawn(Waiting(STANDARD, "other", 1, 1, 20_000), tenant_weight=2) == 15
+    assert drawn(Waiting(STANDARD, "me", 1, 1, 20_000), weight=2) == 15
 
 
 def test_another_tenant_has_one_part_however_many_batches_it_has() -> None:
