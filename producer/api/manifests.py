@@ -23,7 +23,7 @@ from producer.api.services import Here, Services
 from producer.jobs.contract import Entry, Priority, Rejection, Submission
 from producer.jobs.errors import TooManyJobs
 from producer.jobs.estimate import Estimate, estimate
-from producer.jobs.submitting import JOBS_MAX
+from producer.jobs.store.inserting import JOBS_MAX
 from producer.manifest import ManifestError, ManifestKind, Problem, Reading, Recipe, size_sets
 
 CSV = "text/csv"

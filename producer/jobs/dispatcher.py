@@ -31,7 +31,8 @@ from producer.jobs.fairness import FairOrder
 from producer.jobs.limits import room_to_draw
 from producer.jobs.queue import Queue
 from producer.jobs.settings import Durations
-from producer.jobs.store import Listener, Store
+from producer.jobs.store import Store
+from producer.jobs.store.leading import Listener
 
 log = logging.getLogger(__name__)
 

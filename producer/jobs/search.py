@@ -28,7 +28,7 @@ from producer.jobs.contract import Batch, Job, State
 from producer.jobs.errors import BadCursor
 from producer.jobs.postgres import Database, as_owner
 from producer.jobs.prompt_words import lexeme, owner_word, words_of
-from producer.jobs.store import JOB_COLUMNS, batches_where, job_of
+from producer.jobs.store.reading import JOB_COLUMNS, batches_where, job_of
 
 Found = TypeVar("Found")
 

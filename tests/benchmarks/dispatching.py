@@ -22,12 +22,11 @@ from uuid import UUID, uuid4
 from sqlalchemy import text
 
 from producer.jobs import schema
-from producer.jobs import store as statements
 from producer.jobs.contract import Priority
 from producer.jobs.fairness import FairOrder
 from producer.jobs.local import local_servers
 from producer.jobs.settings import Settings
-from producer.jobs.store import Store
+from producer.jobs.store import Store, leading
 
 LIMIT_MS = 20
 WARM_UP = 5
@@ -162,7 +161,7 @@ def _explain(store: Store, leader: UUID, wanted: dict[int, int]) -> None:
         "audit": AUDIT_S,
     }
     for name in ("_WINDOW", "_LANES", "_NEXT_MESSAGES", "_OVERDUE_MESSAGES"):
-        statement = getattr(statements, name)
+        statement = getattr(leading, name)
         print(f"\n{name}")
         with store._begin() as connection:
             explained = text(f"EXPLAIN (ANALYZE, BUFFERS) {statement.text}")

@@ -251,7 +251,7 @@ def test_the_page_where_a_spreadsheet_is_handed_in_runs_its_own_script_alone(api
 def test_a_batch_of_more_jobs_than_may_be_is_refused_and_its_preview_too(
     api: httpx.Client, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("producer.jobs.submitting.JOBS_MAX", 5)
+    monkeypatch.setattr("producer.jobs.store.inserting.JOBS_MAX", 5)
     monkeypatch.setattr("producer.api.manifests.JOBS_MAX", 5)
     before = len(store.batches())
     for path in (BATCHES, PREVIEW):
@@ -274,7 +274,7 @@ def test_an_input_of_more_bad_lines_than_are_kept_is_refused(
     before = len(store.batches())
     for limit, most in (("REJECTIONS_MAX", 2), ("REJECTED_MAX_CHARACTERS", 50)):
         with monkeypatch.context() as patched:
-            patched.setattr(f"producer.jobs.submitting.{limit}", most)
+            patched.setattr(f"producer.jobs.store.inserting.{limit}", most)
             answer = api.post(BATCHES, params=query, content=body, headers=CSV)
         assert assert_problem(answer, 422)["type"].endswith(":too-many-rejections")
         assert "mend the file" in answer.json()["detail"]

@@ -1,6 +1,6 @@
 """How what is handed in becomes rows: keys that came before, lanes, and one COPY for all jobs, the fastest way in.
 
-All of it happens in the submitting transaction, which ``store`` begins; what is raised here undoes it.
+All of it happens in the submitting transaction, which ``submissions`` begins; what is raised here undoes it.
 """
 
 import hashlib
