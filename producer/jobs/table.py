@@ -372,10 +372,11 @@ deletions = Table(
     "deletions",
     metadata,
     Column("id", BigInteger, Identity(always=True), primary_key=True, comment="Never changes."),
-    Column("tenant", Text, nullable=False, comment="Whose images they were."),
+    Column("tenant", Text, nullable=False, comment="Whose objects they are."),
     Column("prefixes", ARRAY(Text), nullable=False, comment="Beginnings of the object keys that go; never changes."),
-    _time("deleted_at", "When the rows went; never changes.", nullable=False, server_default=func.now()),
-    comment="What is still to go from the bucket, since its rows went; the sweep removes a row when it has.",
+    _time("deleted_at", "When that was noted; never changes.", nullable=False, server_default=func.now()),
+    comment="What is to go from the bucket: its rows went, or never came, as of an upload that was broken off;"
+    " the sweep removes a row when it has gone.",
 )
 
 submissions = Table(
