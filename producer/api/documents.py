@@ -35,8 +35,8 @@ def _content(media_type: str, name: str) -> dict[str, Any]:
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The problem documents that an endpoint may answer with; those of access, 422 (a query
-    parameter that is none) and 503 are every endpoint's."""
+    """The problem documents that an endpoint may answer with; those of access, 422 (a query parameter that is none)
+    and 503 are every endpoint's."""
     return {
         status: {"description": "Problem", "content": {MEDIA_TYPE: {"schema": {"$ref": REF.format(model="Problem")}}}}
         for status in sorted({*statuses, 401, 403, 422, 429, 503})

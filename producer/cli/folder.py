@@ -26,7 +26,7 @@ def claim_folder(to: Path, owner: str, others: Iterable[Path] = ()) -> None:
     """Make the folder ``owner``'s, or leave it so.
 
     Args:
-        others: what stands in the owner's way in a folder that is nobody's yet; looked at only there.
+        others: what stands in the owner's way in a folder that is nobody's yet and not empty; looked at only there.
 
     Raises:
         SettingsError: it is somebody else's, or cannot be written. Nothing was written.
@@ -35,8 +35,9 @@ def claim_folder(to: Path, owner: str, others: Iterable[Path] = ()) -> None:
         before = _owner(to)
         if before not in ("", owner):
             raise SettingsError(f"{to} holds the results of {before}: choose another folder with --to")
-        for path in others if not before else ():
-            raise in_the_way(path)
+        if not before and any(to.iterdir()):
+            for path in others:
+                raise in_the_way(path)
         if not before:
             (to / MARKER).write_text(f"{owner}\n", encoding="utf-8")
 
