@@ -62,7 +62,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "Creating the environment in $(VENV) (once; a few minutes)"
 	@$(PYTHON) -m venv $(VENV)
 	@if [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null 2>&1; then \
-		echo "No GPU here: fetching torch's CPU build (some 200 MB; the whole environment takes 1.5 GB)"; \
+		echo "No GPU here: fetching torch's CPU build (some 200 MB; the whole environment takes 2 GB)"; \
 		$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --retries 0 --timeout 20 \
 			--index-url $(TORCH_CPU_INDEX) $(TORCH) 2>/dev/null \
 		|| echo "$(TORCH_CPU_INDEX) does not answer: taking torch from pip's own source, maybe several GB"; \
