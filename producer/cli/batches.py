@@ -1,14 +1,14 @@
 """The commands that steer what was submitted: retry, pause, resume, prioritise, delete. They speak HTTP to the farm."""
 
 import sys
+from collections.abc import Collection
 from typing import Annotated
 from uuid import UUID
 
 import typer
 
 from producer.cli.jobs import AsJson, Id, connect, console, find, line, of_a_batch, parsed_id, print_json
-from producer.client import Batch, Job
-from producer.jobs.contract import Priority
+from producer.client import Batch, Job, Priority, RetriedState
 from producer.jobs.errors import SettingsError
 
 BatchId = Annotated[UUID, typer.Argument(parser=parsed_id, metavar="ID", help="A batch.")]
@@ -23,7 +23,8 @@ def retry(
     as_json: AsJson = False,
 ) -> None:
     """Draw again what failed, with the seeds that it had. What succeeded stays."""
-    states = ["failed"] * (failed or not cancelled) + ["cancelled"] * cancelled
+    states: list[RetriedState] = ["failed"] * (failed or not cancelled)
+    states += ["cancelled"] * cancelled
     with connect() as client:
         found = find(client, id)
         again = client.retry_batch(found, states) if isinstance(found, Batch) else client.retry(found)
@@ -32,11 +33,11 @@ def retry(
         console.print(f"  {_nothing_retried(found, states)}", markup=False)
 
 
-def _nothing_retried(batch: Batch, states: list[str]) -> str:
+def _nothing_retried(batch: Batch, states: Collection[str]) -> str:
     """Why nothing is drawn again, and with which option something is."""
     had = {"failed": "had failed", "cancelled": "was cancelled"}
     told = f"nothing {' or '.join(had[state] for state in states)}"
-    for state in had.keys() - states:
+    for state in had.keys() - set(states):
         if count := batch.counts.get(state, 0):
             told += f"; {state}: {count}, drawn again by: ovis-batch retry {batch.id} --{state}"
     return told

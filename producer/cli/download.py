@@ -13,7 +13,7 @@ from pathlib import Path
 
 from producer.cli.contact_sheet import IMAGES_MAX, make_contact_sheet
 from producer.cli.folder import in_the_way, writing
-from producer.client import Batch, Client, Job
+from producer.client import Batch, Client, Job, ResultsFormat
 from producer.jobs.file_names import SHEETS, FileNames
 
 AT_ONCE = 8
@@ -31,11 +31,8 @@ class Downloaded:
     sheets: list[Path] = field(default_factory=list)
 
 
-def download(client: Client, batch: Batch, to: Path, table: str = "csv") -> Downloaded:
+def download(client: Client, batch: Batch, to: Path, table: ResultsFormat = "csv") -> Downloaded:
     """Fetch every image that is there into the folder ``to``, and beside them what became of each row.
-
-    Args:
-        table: csv, jsonl or xlsx.
 
     Raises:
         SettingsError: the folder cannot be written, or its disk is full.
@@ -56,7 +53,7 @@ def download(client: Client, batch: Batch, to: Path, table: str = "csv") -> Down
     return done
 
 
-def others_files(client: Client, batch: Batch, to: Path, table: str) -> Iterator[Path]:
+def others_files(client: Client, batch: Batch, to: Path, table: ResultsFormat) -> Iterator[Path]:
     """Files that ``download`` would replace, in a folder that is not the batch's yet. An image that is the batch's own
     is none of them."""
     yield from (to / name for name in (*SHEETS, f"results.{table}") if (to / name).exists())

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from producer.cli.jobs import EXIT_BAD_INPUT, console, errors, print_json
-from producer.client import Batch, Client, ClientError, Estimate, Preview, Refused
+from producer.client import Batch, Client, ClientError, Estimate, ManifestKind, Preview, Refused
 from producer.client.bodies import MEDIA_TYPES
 from producer.jobs.errors import SettingsError
-from producer.manifest import SEPARATORS, ManifestKind, Recipe
+from producer.manifest import SEPARATORS, Recipe
 
 STDIN = Path("-")
 SPOOL_BYTES = 8 * 2**20
@@ -118,7 +118,7 @@ def _told(line: int | None, field: str, message: str) -> str:
     return f"line {line}{column}: {message}"
 
 
-def kind_of(file: Path, kind: ManifestKind | None) -> str | None:
+def kind_of(file: Path, kind: ManifestKind | None) -> ManifestKind | None:
     """Raises: SettingsError: nothing says how the file is written."""
     if file == STDIN:
         return kind or "csv"

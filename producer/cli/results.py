@@ -3,21 +3,21 @@
 import contextlib
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from producer.cli.download import Downloaded, download, download_one, download_zip, others_files
 from producer.cli.folder import claim_folder
 from producer.cli.jobs import EXIT_SOME_FAILED, AsJson, Id, connect, console, errors, exit_code, find
-from producer.client import Batch, Client
+from producer.client import Batch, Client, ResultsFormat
 from producer.jobs.errors import SettingsError
 
 
 def results(
     id: Id,
     to: Annotated[Path, typer.Option(help="The folder to fill.")] = Path("results"),
-    format: Annotated[Literal["csv", "jsonl", "xlsx"], typer.Option(help="Of the table of results.")] = "csv",
+    format: Annotated[ResultsFormat, typer.Option(help="Of the table of results.")] = "csv",
     zip: Annotated[bool, typer.Option("--zip", help="One ZIP with all of it, in one go.")] = False,
     as_json: AsJson = False,
 ) -> int:
@@ -39,7 +39,7 @@ def results(
         return 0
 
 
-def downloaded(done: Downloaded, to: Path, format: str = "csv") -> str:
+def downloaded(done: Downloaded, to: Path, format: ResultsFormat = "csv") -> str:
     """What a download ends with."""
     sheets = f" and {len(done.sheets)} contact sheets" if len(done.sheets) > 1 else " and contact-sheet.png"
     kept = f" ({done.images - done.fetched} were there already)" if done.fetched < done.images else ""
@@ -47,7 +47,7 @@ def downloaded(done: Downloaded, to: Path, format: str = "csv") -> str:
     return f"{done.images} of {done.jobs} images in {to}{kept}, {with_}"
 
 
-def _bring(client: Client, batch: Batch, to: Path, format: str, as_json: bool) -> int:
+def _bring(client: Client, batch: Batch, to: Path, format: ResultsFormat, as_json: bool) -> int:
     with errors.status(f"downloading {batch.jobs} images") if errors.is_terminal else contextlib.nullcontext():
         claim_folder(to, f"batch {batch.id}", others_files(client, batch, to, format))
         done = download(client, batch, to, format)

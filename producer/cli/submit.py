@@ -22,11 +22,11 @@ from producer.cli.manifests import (
     telling_what_is_wrong,
     told_carried,
 )
-from producer.client import Batch, Client, Job, Overloaded, Refused, ServerError, Unreachable
+from producer.client import Batch, Client, Job, ManifestKind, Overloaded, Refused, ServerError, Unreachable
 from producer.client.attempts import AT_WORK
 from producer.jobs.contract import Priority, Submission
 from producer.jobs.errors import SettingsError
-from producer.manifest import ManifestKind, drawn_larger
+from producer.manifest import drawn_larger
 
 
 def submit(

@@ -1,20 +1,20 @@
 """Webhooks from the command line: addresses that the farm tells of events. It speaks HTTP to the farm."""
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, cast
 from uuid import UUID
 
 import typer
 
 from producer.cli.jobs import AsJson, connect, console, print_json
-from producer.client import Delivery, Webhook
+from producer.client import Delivery, Webhook, WebhookKind
 from producer.jobs.contract import DEFAULT_TENANT
 
 webhooks = typer.Typer(help="Let addresses be told of what happens, signed by Standard Webhooks.", no_args_is_help=True)
 
 
 class Kind(StrEnum):
-    """What webhooks tell: of contract.EventKind all but progress, which is told in streams alone."""
+    """``producer.client.WebhookKind``: Typer takes no list of Literals."""
 
     JOB_RUNNING = "job.running"
     JOB_QUEUED = "job.queued"
@@ -40,7 +40,7 @@ def add(
 ) -> None:
     """Let an address be told, and show the secret by which its receiver verifies that, this once."""
     with connect() as client:
-        made = client.create_webhook(url, kinds=kind, tenant=tenant)
+        made = client.create_webhook(url, kinds=cast(list[WebhookKind], kind), tenant=tenant)
     if as_json:
         print_json(made)
         return

@@ -1,10 +1,24 @@
-"""What the farm answers, typed. Fields that a later farm adds are passed over."""
+"""What the farm answers, typed. Fields that a later farm adds are passed over.
+
+What a caller says has ``Literal`` types; the same words in an answer are ``str``, since a later farm may know more.
+"""
 
 from datetime import datetime
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict
+
+State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+BatchState = Literal["open", "finished"]
+RetriedState = Literal["failed", "cancelled"]
+Priority = Literal["interactive", "standard", "bulk"]
+Sort = Literal["-created_at", "created_at", "-finished_at", "finished_at"]
+"""By which column; after a minus the last one first."""
+ManifestKind = Literal["csv", "jsonl", "xlsx"]
+ResultsFormat = Literal["csv", "jsonl", "xlsx"]
+WebhookKind = Literal["job.running", "job.queued", "job.succeeded", "job.failed", "job.cancelled", "batch.finished"]
+Scope = Literal["submit", "read", "admin"]
 
 TERMINAL = frozenset({"succeeded", "failed", "cancelled"})
 

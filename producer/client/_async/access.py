@@ -7,7 +7,7 @@ from uuid import UUID
 
 from producer.client._async.transport import AsyncTransport
 from producer.client.bodies import document
-from producer.client.models import Key, Tenant, TenantChanges
+from producer.client.models import Key, Scope, Tenant, TenantChanges
 
 
 class AsyncAccess(AsyncTransport):
@@ -22,7 +22,7 @@ class AsyncAccess(AsyncTransport):
         return await self._asked(Tenant, "PUT", f"tenants/{quote(name, safe='')}", **document(changes))
 
     async def create_key(
-        self, name: str, *, scopes: Sequence[str] = ("submit", "read"), tenant: str | None = None
+        self, name: str, *, scopes: Sequence[Scope] = ("submit", "read"), tenant: str | None = None
     ) -> Key:
         """A new API key; ``Key.key`` is to be kept now, it is shown never again. Raises: Refused, ClientError."""
         whose = {} if tenant is None else {"tenant": tenant}

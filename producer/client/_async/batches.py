@@ -18,7 +18,20 @@ from producer.client.bodies import (
     named,
     query_of,
 )
-from producer.client.models import Batch, Estimate, Job, NamedSize, Preview, Rejection
+from producer.client.models import (
+    Batch,
+    BatchState,
+    Estimate,
+    Job,
+    ManifestKind,
+    NamedSize,
+    Preview,
+    Priority,
+    Rejection,
+    ResultsFormat,
+    RetriedState,
+    State,
+)
 from producer.client.waiting import aside_async
 
 SUBMISSION_TIMEOUT_S = 900.0
@@ -64,7 +77,7 @@ class AsyncBatches(AsyncTransport):
         self,
         file: Path | str | IO[bytes],
         *,
-        kind: str | None = None,
+        kind: ManifestKind | None = None,
         key: str | None = None,
         **options: Unpack[ManifestOptions],
     ) -> Batch:
@@ -74,7 +87,7 @@ class AsyncBatches(AsyncTransport):
 
         Args:
             file: its path, or open in binary mode; a pipe goes by way of a temporary file.
-            kind: csv, jsonl or xlsx; None: as the file's name ends.
+            kind: None: as the file's name ends.
             key: as for ``submit``.
             options: see ``ManifestOptions``.
 
@@ -87,7 +100,7 @@ class AsyncBatches(AsyncTransport):
         return await self._manifest(Batch, "batches", file, kind, key, options)
 
     async def preview_manifest(
-        self, file: Path | str | IO[bytes], *, kind: str | None = None, **options: Unpack[ManifestOptions]
+        self, file: Path | str | IO[bytes], *, kind: ManifestKind | None = None, **options: Unpack[ManifestOptions]
     ) -> Preview:
         """What ``submit_manifest`` would submit: the first rows, counts, problems, the cost. Submits nothing.
 
@@ -108,12 +121,11 @@ class AsyncBatches(AsyncTransport):
         return await self._asked(Batch, "GET", f"batches/{id_of(batch)}")
 
     def batches(
-        self, *, state: str | None = None, tenant: str | None = None, name: str | None = None, page: int = 100
+        self, *, state: BatchState | None = None, tenant: str | None = None, name: str | None = None, page: int = 100
     ) -> AsyncIterator[Batch]:
         """All batches, the newest first, asked for page by page.
 
         Args:
-            state: open or finished.
             name: text that the name holds.
             page: batches a page, 1 to 100.
 
@@ -123,7 +135,9 @@ class AsyncBatches(AsyncTransport):
         params = given(state=state, tenant=tenant, name=name, limit=page)
         return self._pages(Batch, "batches", "batches", "cursor", params)
 
-    def batch_jobs(self, batch: Batch | UUID | str, *, state: str | None = None, page: int = 500) -> AsyncIterator[Job]:
+    def batch_jobs(
+        self, batch: Batch | UUID | str, *, state: State | None = None, page: int = 500
+    ) -> AsyncIterator[Job]:
         """The batch's jobs in the order of submission, page by page. Raises: NotFound, ClientError."""
         return self._pages(Job, "jobs", f"batches/{id_of(batch)}/jobs", "after", given(state=state, limit=page))
 
@@ -133,22 +147,22 @@ class AsyncBatches(AsyncTransport):
 
     async def cancel_batch(self, batch: Batch | UUID | str) -> Batch:
         """Cancel all of a batch that has not ended; images that are there stay. Raises: NotFound, ClientError."""
-        return await self._told(batch, "cancel", patience_s=SUBMISSION_TIMEOUT_S)
+        return await self._ordered(batch, "cancel", patience_s=SUBMISSION_TIMEOUT_S)
 
-    async def retry_batch(self, batch: Batch | UUID | str, states: Sequence[str] = ("failed",)) -> Batch:
-        """Draw again what of the batch is in these ``states``: failed, cancelled. Raises: NotFound, ClientError."""
-        return await self._told(batch, "retry", {"state": list(states)}, patience_s=SUBMISSION_TIMEOUT_S)
+    async def retry_batch(self, batch: Batch | UUID | str, states: Sequence[RetriedState] = ("failed",)) -> Batch:
+        """Draw again what of the batch is in these ``states``. Raises: NotFound, ClientError."""
+        return await self._ordered(batch, "retry", {"state": list(states)}, patience_s=SUBMISSION_TIMEOUT_S)
 
     async def pause(self, batch: Batch | UUID | str) -> Batch:
         """Start nothing more of the batch; what is being drawn is finished. Raises: NotFound, ClientError."""
-        return await self._told(batch, "pause")
+        return await self._ordered(batch, "pause")
 
     async def resume(self, batch: Batch | UUID | str) -> Batch:
         """Go on with a paused batch. Raises: NotFound, ClientError."""
-        return await self._told(batch, "resume")
+        return await self._ordered(batch, "resume")
 
-    async def prioritise(self, batch: Batch | UUID | str, priority: str) -> Batch:
-        """Let what of the batch waits go first or later: interactive, standard, bulk. Raises: NotFound, ClientError."""
+    async def prioritise(self, batch: Batch | UUID | str, priority: Priority) -> Batch:
+        """Let what of the batch waits go first or later. Raises: NotFound, ClientError."""
         path = f"batches/{id_of(batch)}/priority"
         body = document({"priority": priority})
         return await self._asked(Batch, "PUT", path, patience_s=SUBMISSION_TIMEOUT_S, **body)
@@ -157,8 +171,8 @@ class AsyncBatches(AsyncTransport):
         """Remove a batch with its jobs and images. Raises: NotFound, ClientError."""
         await self._removed(f"batches/{id_of(batch)}")
 
-    async def write_results(self, batch: Batch | UUID | str, to: Path | str, format: str = "csv") -> None:
-        """Write what became of each row of the input to the file ``to``: csv, jsonl or xlsx.
+    async def write_results(self, batch: Batch | UUID | str, to: Path | str, format: ResultsFormat = "csv") -> None:
+        """Write what became of each row of the input to the file ``to``.
 
         Raises:
             OSError: the file cannot be written; nothing of it is left.
@@ -170,7 +184,7 @@ class AsyncBatches(AsyncTransport):
         """Write all images that are there to the ZIP file ``to``. Raises: as ``write_results``."""
         await self._written(f"batches/{id_of(batch)}/images.zip", to, {})
 
-    async def _told(
+    async def _ordered(
         self,
         batch: Batch | UUID | str,
         order: str,
@@ -186,7 +200,7 @@ class AsyncBatches(AsyncTransport):
         model: type[Answered],
         path: str,
         file: Path | str | IO[bytes],
-        kind: str | None,
+        kind: ManifestKind | None,
         key: str | None,
         options: ManifestOptions,
     ) -> Answered:

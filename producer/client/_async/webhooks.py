@@ -6,14 +6,14 @@ from uuid import UUID
 
 from producer.client._async.transport import AsyncTransport
 from producer.client.bodies import document, given
-from producer.client.models import Delivery, Webhook
+from producer.client.models import Delivery, Webhook, WebhookKind
 
 
 class AsyncWebhooks(AsyncTransport):
     """The client's part that knows webhooks."""
 
     async def create_webhook(
-        self, url: str, *, kinds: Sequence[str] | None = None, tenant: str | None = None
+        self, url: str, *, kinds: Sequence[WebhookKind] | None = None, tenant: str | None = None
     ) -> Webhook:
         """Let ``url`` be told of events of these ``kinds``; None: when a batch has finished.
 

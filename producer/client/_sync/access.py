@@ -8,7 +8,7 @@ from uuid import UUID
 
 from producer.client._sync.transport import Transport
 from producer.client.bodies import document
-from producer.client.models import Key, Tenant, TenantChanges
+from producer.client.models import Key, Scope, Tenant, TenantChanges
 
 
 class Access(Transport):
@@ -22,7 +22,7 @@ class Access(Transport):
         """Give a tenant its weight beside others, 0.01 to 100, and its limits. Raises: Refused, ClientError."""
         return self._asked(Tenant, "PUT", f"tenants/{quote(name, safe='')}", **document(changes))
 
-    def create_key(self, name: str, *, scopes: Sequence[str] = ("submit", "read"), tenant: str | None = None) -> Key:
+    def create_key(self, name: str, *, scopes: Sequence[Scope] = ("submit", "read"), tenant: str | None = None) -> Key:
         """A new API key; ``Key.key`` is to be kept now, it is shown never again. Raises: Refused, ClientError."""
         whose = {} if tenant is None else {"tenant": tenant}
         return self._asked(Key, "POST", "keys", **document({"name": name, "scopes": list(scopes)} | whose))

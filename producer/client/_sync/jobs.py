@@ -10,7 +10,7 @@ from uuid import UUID
 from producer.client._sync.transport import Transport
 from producer.client.bodies import Request, document, fields_of, given, id_of
 from producer.client.errors import Corrupt
-from producer.client.models import Batch, ClaimRecord, Job
+from producer.client.models import Batch, ClaimRecord, Job, Sort, State
 
 
 class Jobs(Transport):
@@ -50,14 +50,14 @@ class Jobs(Transport):
     def jobs(
         self,
         *,
-        state: str | None = None,
+        state: State | None = None,
         batch: Batch | UUID | str | None = None,
         tenant: str | None = None,
         error_code: str | None = None,
         submitted_after: datetime | None = None,
         submitted_before: datetime | None = None,
         prompt: str | None = None,
-        sort: str | None = None,
+        sort: Sort | None = None,
         page: int = 500,
     ) -> Iterator[Job]:
         """All jobs, the newest first, asked for page by page.
@@ -65,7 +65,7 @@ class Jobs(Transport):
         Args:
             submitted_after: that moment is included. With a time zone, as ``submitted_before``.
             prompt: words, each of which begins a word of the prompt.
-            sort: by which column, as ``created_at``; after a minus the last one first.
+            sort: None: ``-created_at``.
             page: jobs a page, 1 to 1000.
 
         Raises:

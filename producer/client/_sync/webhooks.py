@@ -7,13 +7,15 @@ from uuid import UUID
 
 from producer.client._sync.transport import Transport
 from producer.client.bodies import document, given
-from producer.client.models import Delivery, Webhook
+from producer.client.models import Delivery, Webhook, WebhookKind
 
 
 class Webhooks(Transport):
     """The client's part that knows webhooks."""
 
-    def create_webhook(self, url: str, *, kinds: Sequence[str] | None = None, tenant: str | None = None) -> Webhook:
+    def create_webhook(
+        self, url: str, *, kinds: Sequence[WebhookKind] | None = None, tenant: str | None = None
+    ) -> Webhook:
         """Let ``url`` be told of events of these ``kinds``; None: when a batch has finished.
 
         ``Webhook.secret``, by which the receiver verifies what it is told, is to be kept now: it is shown never again.
