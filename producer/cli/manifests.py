@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from producer.cli.jobs import EXIT_BAD_INPUT, console, errors, print_json
-from producer.client import Batch, Client, ClientError, Estimate, ManifestKind, Preview, Refused
+from producer.client import Batch, Client, ClientError, Estimate, Fault, ManifestKind, Preview, Refused
 from producer.client.bodies import MEDIA_TYPES
 from producer.jobs.errors import SettingsError
 from producer.manifest import SEPARATORS, Recipe
@@ -43,7 +43,7 @@ def _previewed(preview: Preview, *, partial: bool) -> Iterator[str]:
     if preview.jobs > SHOWN_ROWS:
         yield f"… and {preview.jobs - SHOWN_ROWS} more"
     for problem in preview.problems:
-        yield _told(problem.line, problem.field, problem.message)
+        yield _in_words(problem)
     if preview.problem_count > len(preview.problems):
         yield f"… and {preview.problem_count - len(preview.problems)} more problems"
     then = "which are left out" if partial else "with which nothing is submitted without --partial"
@@ -86,8 +86,8 @@ def tell_rejections(client: Client, batch: Batch) -> None:
     """Beside the JSON, not in it."""
     told = 0
     for rejection in client.rejections(batch, page=TOLD_REJECTIONS):
-        column = f", column {rejection.field!r}" if rejection.field else ""
-        errors.print(f"line {rejection.line}{column}: {rejection.message}", markup=False)
+        fault = Fault(field=rejection.field or "", message=rejection.message, line=rejection.line)
+        errors.print(str(fault), markup=False)
         told += 1
         if told == TOLD_REJECTIONS:
             break
@@ -104,18 +104,18 @@ def telling_what_is_wrong(file: Path) -> Iterator[None]:
     except Refused as refused:
         if refused.problem.errors is None or refused.problem.status != HTTPStatus.UNPROCESSABLE_ENTITY:
             raise
-        faults = [_told(fault.line, fault.field, fault.message) for fault in refused.problem.errors]
+        faults = [_in_words(fault) for fault in refused.problem.errors]
         detail = [refused.problem.detail] if len(faults) > 1 else []
         raise SettingsError("\n".join([f"{file}: nothing was submitted:", *faults, *detail])) from None
     except (OSError, ValueError) as error:
         raise SettingsError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
-def _told(line: int | None, field: str, message: str) -> str:
-    if line is None:
-        return f"{OPTION_NAMES.get(field, field)}: {message}" if field else message
-    column = f", column {field!r}" if field else ""
-    return f"line {line}{column}: {message}"
+def _in_words(fault: Fault) -> str:
+    """An option by the name that it has here."""
+    if fault.line is not None or fault.field not in OPTION_NAMES:
+        return str(fault)
+    return f"{OPTION_NAMES[fault.field]}: {fault.message}"
 
 
 def kind_of(file: Path, kind: ManifestKind | None) -> ManifestKind | None:

@@ -36,6 +36,11 @@ class Fault(Answer):
     message: str
     line: int | None = None
 
+    def __str__(self) -> str:
+        if self.line is None:
+            return f"{self.field}: {self.message}" if self.field else self.message
+        return f"line {self.line}{f', column {self.field!r}' if self.field else ''}: {self.message}"
+
 
 class Problem(Answer):
     """A problem document (RFC 9457)."""
@@ -49,11 +54,7 @@ class Problem(Answer):
     state: str | None = None
 
     def __str__(self) -> str:
-        faults = "; ".join(
-            f"{f'line {fault.line}: ' if fault.line else ''}{f'{fault.field}: ' if fault.field else ''}{fault.message}"
-            for fault in self.errors or []
-        )
-        return f"{self.title} ({self.status}): {faults or self.detail}"
+        return f"{self.title} ({self.status}): {'; '.join(map(str, self.errors or ())) or self.detail}"
 
 
 class Job(Answer):

@@ -171,7 +171,7 @@ def test_a_refusal_names_the_fields(farm: Client) -> None:
     with pytest.raises(Refused, match="width") as refused:
         farm.submit(SMALL, width=0)
     assert [fault.field for fault in refused.value.problem.errors or []] == ["width"]
-    with pytest.raises(Refused, match="line 3: steps") as refused:
+    with pytest.raises(Refused, match="line 3, column 'steps'") as refused:
         farm.submit_many("b", [SMALL, SMALL, SMALL | {"steps": 0}])
     assert [fault.line for fault in refused.value.problem.errors or []] == [3]
     with pytest.raises(Refused, match="surrogate"):
