@@ -74,15 +74,18 @@ class Access:
         self._hosts = frozenset(map(str.lower, hosts))
         self._pace = Pace()
 
-    def caller(self, request: Request) -> Caller:
-        """Raises: Unauthorized, Forbidden, Overloaded, Unavailable."""
+    def caller(self, request: Request, *, paced: bool = True) -> Caller:
+        """``paced``: this counts among the tenant's requests a second.
+
+        Raises: Unauthorized, Forbidden, Overloaded, Unavailable.
+        """
         given = _given(request)
         if given is None:
             if self._require_keys:
                 raise Unauthorized("a key is needed: send it as 'Authorization: Bearer ovis_…'")
             self._check_keyless(request)
             return ANYBODY
-        return self.holder(given)
+        return self.holder(given, paced=paced)
 
     def _check_keyless(self, request: Request) -> None:
         """Return if no page of another site can have sent this. Raises: Forbidden."""
@@ -94,12 +97,12 @@ class Access:
         if request.method not in READING and not same_origin(request.headers):
             raise Forbidden("another web site's page may not ask without a key: set OVIS_REQUIRE_KEYS=true, or use one")
 
-    def holder(self, key: str) -> Caller:
+    def holder(self, key: str, *, paced: bool = True) -> Caller:
         """Whoever holds this key. Raises: Unauthorized, Overloaded, Unavailable."""
         bearer = self._keys.find(key)
         if bearer is None:
             raise Unauthorized("this key is none, or it was revoked")
-        if bearer.max_requests_s is not None:
+        if paced and bearer.max_requests_s is not None:
             self._pace.keep(bearer.tenant, bearer.max_requests_s, time.monotonic())
         return Caller(bearer.tenant, bearer.scopes)
 
@@ -141,7 +144,10 @@ def same_origin(headers: Mapping[str, str]) -> bool:
     """Whether this server's own page asks, or no browser. Other ports of this host are the same site to a browser, so
     that the cookie's SameSite alone would let their pages in."""
     origin = headers.get("origin")
-    return origin is None or urlsplit(origin).netloc == headers.get("host")
+    try:
+        return origin is None or urlsplit(origin).netloc == headers.get("host")
+    except ValueError:  # what no browser sends is no page of ours
+        return False
 
 
 class Pace:

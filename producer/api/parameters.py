@@ -64,13 +64,15 @@ Key = Annotated[
 
 
 class Fingerprint:
-    """What a submission is known by: method, path, the parameters that count, and the body as received.
+    """What a submission is known by: method, path, the parameters that count, and the body as received: its media
+    type, and its bytes.
 
     ``tenant`` is none of them: it is part of the key.
     """
 
     def __init__(self, request: Request, **parameters: str | float | None) -> None:
-        asked = [request.method, request.url.path, parameters]
+        media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        asked = [request.method, request.scope["path"], media_type, parameters]
         self._digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode() + b"\n")
 
     def add(self, piece: bytes) -> None:

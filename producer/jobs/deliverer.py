@@ -8,6 +8,7 @@ else's: each webhook is sent a few at once, and each attempt has an end.
 """
 
 import asyncio
+import contextlib
 import json
 import logging
 import random
@@ -16,7 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import httpx
 from standardwebhooks import Webhook as Signer
@@ -166,21 +167,34 @@ class Deliverer:
         return waits_s[attempts - 1] * random.uniform(1, 1.2) if attempts <= len(waits_s) else None
 
     async def _post(self, client: httpx.AsyncClient, due: Due) -> int:
-        """The status of the answer; nothing else of it is read."""
+        """The status of the answer. A host is tried at its further addresses while none takes the connection."""
         url = checked_url(due.url, private=self._private)
-        address = await pinned(url, self._resolve, private=self._private)
-        body = _body(due)
-        headers = {
-            "Host": url.netloc.decode("ascii"),
-            "Content-Type": "application/json",
-            "User-Agent": "ovis-batch",
-            "webhook-id": str(due.id),
-            "webhook-timestamp": str(int(due.now.timestamp())),
-            "webhook-signature": Signer(due.secret).sign(str(due.id), due.now, body),
-        }
-        name = {"sni_hostname": url.raw_host.decode("ascii")}
-        async with client.stream("POST", address, content=body, headers=headers, extensions=name) as answer:
-            return answer.status_code
+        *first, last = await pinned(url, self._resolve, private=self._private)
+        message = _message(due, url) | {"timeout": httpx.Timeout(None, connect=self._timeout_s / (len(first) + 1))}
+        for address in first:
+            with contextlib.suppress(httpx.ConnectError, httpx.ConnectTimeout):
+                return await _status(client, address, message)
+        return await _status(client, last, message)
+
+
+async def _status(client: httpx.AsyncClient, address: httpx.URL, message: dict[str, Any]) -> int:
+    """Of the answer, of which nothing else is read."""
+    async with client.stream("POST", address, **message) as answer:
+        return answer.status_code
+
+
+def _message(due: Due, url: httpx.URL) -> dict[str, Any]:
+    """The signed request, for the host of ``url`` wherever it is sent."""
+    body = _body(due)
+    headers = {
+        "Host": url.netloc.decode("ascii"),
+        "Content-Type": "application/json",
+        "User-Agent": "ovis-batch",
+        "webhook-id": str(due.id),
+        "webhook-timestamp": str(int(due.now.timestamp())),
+        "webhook-signature": Signer(due.secret).sign(str(due.id), due.now, body),
+    }
+    return {"content": body, "headers": headers, "extensions": {"sni_hostname": url.raw_host.decode("ascii")}}
 
 
 def _body(due: Due) -> str:

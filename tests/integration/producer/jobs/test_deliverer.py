@@ -246,6 +246,17 @@ def test_a_name_is_resolved_once_and_the_receiver_hears_it(store: Store, receive
     assert len(answers) == 1
 
 
+def test_a_receiver_is_told_at_another_of_its_addresses_where_one_is_deaf(store: Store, receiver: Receiver) -> None:
+    async def resolve(host: str, port: int) -> Sequence[str]:
+        return ["127.0.0.2", "127.0.0.1"]  # at the first nobody listens
+
+    webhook, _ = told(store, f"http://hooks.example.com:{receiver.port}/")
+    cancel_one(store)
+    with delivering(store, resolve=resolve):
+        until(delivered(store, webhook))
+    assert (the_delivery(store, webhook).attempts, len(receiver.got)) == (1, 1)
+
+
 def test_what_was_taken_by_one_who_died_is_due_again(store: Store, receiver: Receiver) -> None:
     webhooks = Webhooks(store.database)
     webhook, _ = told(store, receiver.url)

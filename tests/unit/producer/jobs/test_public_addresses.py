@@ -16,9 +16,12 @@ NOT_PUBLIC = (
     "3fff::1", "5f00::1", "100::1", "4000::1",
     "::ffff:127.0.0.1", "::ffff:10.0.0.1", "::127.0.0.1", "64:ff9b::127.0.0.1", "64:ff9b::a00:1", "64:ff9b:1::1",
     "2002:7f00:1::", "2002:a00:1::1",
+    # Python before 3.11.10 calls these global; 192.0.0.192 is the metadata of Oracle's cloud.
+    "192.0.0.192", "192.0.0.9", "192.0.0.10", "::ffff:192.0.0.192", "64:ff9b::c000:c0", "2002:c000:c0::1",
+    "192.31.196.1", "192.52.193.1", "192.175.48.1", "2620:4f:8000::1",
     "", "localhost", "2130706433",
 )  # fmt: skip
-PUBLIC = ("1.1.1.1", "8.8.8.8", "93.184.216.34", "2606:4700:4700::1111", "64:ff9b::808:808", "::ffff:8.8.8.8")
+PUBLIC = ("192.0.1.1", "1.1.1.1", "8.8.8.8", "93.184.216.34", "2606:4700:4700::1111", "64:ff9b::808:808", "::ffff:8.8.8.8")
 
 
 @pytest.mark.parametrize("address", NOT_PUBLIC)
@@ -31,7 +34,7 @@ def test_what_is_of_the_internet_is_public(address: str) -> None:
     assert is_public(address)
 
 
-def pin(url: str, addresses: Sequence[str], *, private: bool = False) -> httpx.URL:
+def pin(url: str, addresses: Sequence[str], *, private: bool = False) -> list[httpx.URL]:
     asked: list[tuple[str, int]] = []
 
     async def resolve(host: str, port: int) -> Sequence[str]:
@@ -40,15 +43,22 @@ def pin(url: str, addresses: Sequence[str], *, private: bool = False) -> httpx.U
             raise OSError("no such name")
         return addresses
 
-    pinned_url = asyncio.run(pinned(checked_url(url, private=private), resolve, private=private))
+    found = asyncio.run(pinned(checked_url(url, private=private), resolve, private=private))
     assert len(asked) == 1, "a second answer may be another"
-    return pinned_url
+    return found
 
 
 def test_the_connection_goes_to_the_address_that_was_looked_at() -> None:
-    assert pin("https://hooks.example.com:8443/a?b=c", ["93.184.216.34"]) == "https://93.184.216.34:8443/a?b=c"
-    assert pin("https://hooks.example.com/a", ["2606:4700::1", "1.1.1.1"]) == "https://[2606:4700::1]/a"
-    assert pin("http://inside/a", ["10.0.0.7"], private=True) == "http://10.0.0.7/a"
+    assert pin("https://hooks.example.com:8443/a?b=c", ["93.184.216.34"]) == ["https://93.184.216.34:8443/a?b=c"]
+    both = ["https://[2606:4700::1]/a", "https://1.1.1.1/a"]
+    assert pin("https://hooks.example.com/a", ["2606:4700::1", "1.1.1.1", "1.1.1.1"]) == both
+    assert pin("http://inside/a", ["10.0.0.7"], private=True) == ["http://10.0.0.7/a"]
+
+
+def test_of_a_name_with_very_many_addresses_the_first_are_tried() -> None:
+    assert len(pin("https://hooks.example.com/", [f"1.1.1.{number}" for number in range(100)])) == 4
+    with pytest.raises(AddressRefused, match="not public"):
+        pin("https://hooks.example.com/", [*(f"1.1.1.{number}" for number in range(100)), "10.0.0.1"])
 
 
 @pytest.mark.parametrize("addresses", [["10.0.0.1"], ["93.184.216.34", "127.0.0.1"], ["::ffff:169.254.169.254"]])
