@@ -150,7 +150,7 @@ class Events:
                     found[row.number].append(row)
         assert snapshot is not None  # each range gives a row, though it be empty
         ended = Snapshot.parse(snapshot)
-        return [told(cursor, found[number], ended) for number, (_, cursor) in enumerate(asked)]
+        return [news_of(cursor, found[number], ended) for number, (_, cursor) in enumerate(asked)]
 
     def progress(self, targets: Iterable[Target], *, lease_s: float) -> list[Progress]:
         """How far the images of these jobs and batches are, as the last heartbeats of live workers told."""
@@ -176,7 +176,7 @@ def _ranges(target: Target, cursor: Cursor) -> list[tuple[UUID | None, UUID | No
     return [(target.batch_id, target.job_id, *part) for part in parts]
 
 
-def told(cursor: Cursor, rows: Sequence[Any], snapshot: Snapshot) -> News:
+def news_of(cursor: Cursor, rows: Sequence[Any], snapshot: Snapshot) -> News:
     """The rows that were found behind ``cursor``, each range's first ``PAGE``, as events with the cursor behind each.
 
     The rows of transactions that the cursor names come first, then those beyond it: both in the order of

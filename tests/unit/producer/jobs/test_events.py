@@ -9,7 +9,7 @@ from uuid import uuid4
 import pytest
 
 from producer.jobs import events
-from producer.jobs.events import Cursor, Snapshot, Target, told
+from producer.jobs.events import Cursor, Snapshot, Target, news_of
 
 BATCH = Target(batch_id=uuid4())
 
@@ -53,7 +53,7 @@ class Table:
                 and row.transaction <= last
             ]
             found += seen[: events.PAGE]
-        return told(cursor, found, Snapshot(self.next, frozenset(self.running)))
+        return news_of(cursor, found, Snapshot(self.next, frozenset(self.running)))
 
 
 @pytest.mark.parametrize("seed", range(60))
