@@ -84,7 +84,7 @@ class RejectionPage(BaseModel):
 class FoundJobs(BaseModel):
     """Jobs that were asked for, and where the next ones start."""
 
-    jobs: list[Job] = Field(description="Of a text fewer than asked for, or none, though there may be more.")
+    jobs: list[Job] = Field(description="Fewer than asked for, or none, though there may be more.")
     next: str | None = Field(description="To be given as 'cursor', with all else as before; null: the end.")
 
 

@@ -12,9 +12,8 @@ import io
 import json
 import re
 import tempfile
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from enum import StrEnum
-from itertools import islice
 from typing import IO, Any
 
 from openpyxl import Workbook
@@ -23,7 +22,7 @@ from openpyxl.cell import WriteOnlyCell
 from producer.api.answers import image_path
 from producer.api.errors import Fault, Invalid
 from producer.jobs.contract import Job, State
-from producer.jobs.results import PAGE, Result
+from producer.jobs.results import Result
 
 COLUMNS = (
     *("prompt", "state", "error", "seed", "size", "url", "file", "sha256", "bytes"),
@@ -49,6 +48,7 @@ EXACT_MAX = 10**15
 NOT_IN_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 READ_AS_MORE_THAN_TEXT = ("=", "#")
 """Beginnings of what openpyxl takes for a formula or an error, unless it is told."""
+PIECE_CHARACTERS = 131_072
 PIECE_BYTES = 65_536
 
 
@@ -127,7 +127,7 @@ class Table:
 
 
 def csv_pieces(table: Table, results: Iterable[Result]) -> Generator[bytes, None, None]:
-    """The table as CSV that a spreadsheet takes for UTF-8, some rows a piece.
+    """The table as CSV that a spreadsheet takes for UTF-8, a row or more a piece.
 
     Every cell is in quotes, so that none falls apart where semicolons separate.
     """
@@ -135,18 +135,21 @@ def csv_pieces(table: Table, results: Iterable[Result]) -> Generator[bytes, None
     writer = csv.writer(written, quoting=csv.QUOTE_ALL)
     written.write("\N{ZERO WIDTH NO-BREAK SPACE}")
     writer.writerow(map(inert, table.header))
-    for page in _pages(results):
-        writer.writerows([inert(_text(cell)) for cell in table.cells(result)] for result in page)
-        yield written.getvalue().encode()
-        written.seek(0)
-        written.truncate()
-    yield written.getvalue().encode()
+    for result in results:
+        writer.writerow([inert(_text(cell)) for cell in table.cells(result)])
+        if written.tell() >= PIECE_CHARACTERS:
+            yield _taken(written)
+    yield _taken(written)
 
 
 def jsonl_pieces(table: Table, results: Iterable[Result]) -> Generator[bytes, None, None]:
-    """The table as one JSON object a line, some lines a piece."""
-    for page in _pages(results):
-        yield "".join(json.dumps(table.fields(result), ensure_ascii=False) + "\n" for result in page).encode()
+    """The table as one JSON object a line, a line or more a piece."""
+    written = io.StringIO()
+    for result in results:
+        written.write(json.dumps(table.fields(result), ensure_ascii=False) + "\n")
+        if written.tell() >= PIECE_CHARACTERS:
+            yield _taken(written)
+    yield _taken(written)
 
 
 def xlsx_pieces(table: Table, results: Iterable[Result]) -> Generator[bytes, None, None]:
@@ -208,10 +211,12 @@ def _text(cell: Any) -> str:
     return cell if isinstance(cell, str) else json.dumps(cell, ensure_ascii=False)
 
 
-def _pages(results: Iterable[Result]) -> Iterator[list[Result]]:
-    remaining = iter(results)
-    while page := list(islice(remaining, PAGE)):
-        yield page
+def _taken(written: io.StringIO) -> bytes:
+    """What was written, which is gone from there."""
+    text = written.getvalue()
+    written.seek(0)
+    written.truncate()
+    return text.encode()
 
 
 def _free(column: str, taken: Sequence[str]) -> str:

@@ -17,31 +17,38 @@ TABLES = ("results.csv", "results.jsonl", "results.xlsx")
 STEM_MAX_BYTES = 200
 
 
-class FileNames:
-    """Gives each job a name that no other has, not even where upper and lower case are one, or an accent and its
-    letter are one character (macOS).
+def same_file_key(name: str) -> int:
+    """Equal for names that are one file on some disk: where upper and lower case are one, or an accent and its letter
+    are one character (macOS). Eight bytes of a hash: that two other names are equal by chance is one in a billion
+    among two hundred thousand."""
+    one_form = normalize("NFC", normalize("NFC", name).casefold())
+    return int.from_bytes(blake2b(one_form.encode(errors="replace"), digest_size=8).digest())
 
-    A name that is taken gets the number of its row, or the next that is free. Keeps eight bytes of each name, so that
-    a hundred thousand take a few megabytes; two that had the same by chance would cost one of them a number.
+
+class FileNames:
+    """Gives each job a name that no other has, see ``same_file_key``.
+
+    A name that is taken gets the number of its row, or the next that is free. Keeps the key of each name, so that a
+    hundred thousand take a few megabytes; two that had the same by chance would cost one of them a number.
     """
 
     def __init__(self) -> None:
-        self._taken = {_key(name) for name in (*SHEETS, *TABLES)}
-        self._next: dict[bytes, int] = {}  # of names that were taken: no number below it is free
+        self._taken = {same_file_key(name) for name in (*SHEETS, *TABLES)}
+        self._next: dict[int, int] = {}  # of names that were taken: no number below it is free
 
     def name(self, file_name: str, position: int) -> str:
         """The name of the job's file, a plain one whatever ``file_name`` holds. To be asked in the jobs' order."""
         stem, suffix = _plain(file_name)
         name = stem + suffix
-        if _key(name) in self._taken:
+        if same_file_key(name) in self._taken:
             name = self._numbered(stem, suffix, position + 1)
-        self._taken.add(_key(name))
+        self._taken.add(same_file_key(name))
         return name
 
     def _numbered(self, stem: str, suffix: str, least: int) -> str:
-        alike = _key(stem + suffix)
+        alike = same_file_key(stem + suffix)
         numbers = itertools.count(max(least, self._next.get(alike, 0)))
-        number = next(number for number in numbers if _key(f"{stem}-{number}{suffix}") not in self._taken)
+        number = next(number for number in numbers if same_file_key(f"{stem}-{number}{suffix}") not in self._taken)
         self._next[alike] = number + 1
         return f"{stem}-{number}{suffix}"
 
@@ -52,8 +59,3 @@ def _plain(file_name: str) -> tuple[str, str]:
     path = PurePosixPath(re.sub(r"[\x00-\x1f\x7f]", "_", file_name.replace("\\", "/")))
     stem, suffix = (path.stem, path.suffix) if path.name not in {"", ".."} else ("image", "")
     return stem.encode(errors="replace")[:STEM_MAX_BYTES].decode(errors="ignore"), suffix[:10]
-
-
-def _key(name: str) -> bytes:
-    one_form = normalize("NFC", normalize("NFC", name).casefold())
-    return blake2b(one_form.encode(errors="replace"), digest_size=8).digest()

@@ -22,15 +22,17 @@ from enum import StrEnum
 from typing import Any, Generic, NamedTuple, TypeVar
 from uuid import UUID
 
-from sqlalchemy import Connection, Row, text
+from sqlalchemy import Connection, Row, RowMapping, text
 
 from producer.jobs.contract import Batch, Job, State
 from producer.jobs.errors import BadCursor
 from producer.jobs.postgres import Database, as_owner
 from producer.jobs.prompt_words import lexeme, owner_word, words_of
-from producer.jobs.store.reading import JOB_COLUMNS, batches_where, job_of
+from producer.jobs.store.reading import JOB_COLUMNS, JOB_HOLDS, batches_where, job_of, page
 
 Found = TypeVar("Found")
+Keys = tuple[object, ...]
+"""Of a row, in the order of its page."""
 
 NUMBER_MAX = 2**63 - 1
 NEIGHBOURS = 300
@@ -56,6 +58,10 @@ class Sort(StrEnum):
     @property
     def direction(self) -> str:
         return "DESC" if self.startswith("-") else "ASC"
+
+    @property
+    def order(self) -> str:
+        return f"{self.column} {self.direction}, seq {self.direction}"
 
     @property
     def behind(self) -> str:
@@ -99,8 +105,9 @@ class BatchFilter:
 class Page(Generic[Found]):
     """Some of what was found, and where the next page begins; None: this was the last.
 
-    Of a text, a page may hold fewer than were asked for, or none, and yet not be the last: so no page takes longer
-    because millions of jobs have the words, and none of them the state or error asked for.
+    A page may hold fewer than were asked for and yet not be the last, where its jobs hold long texts. Of a text it may
+    hold none: so no page takes longer because millions of jobs have the words, and none of them the state or error
+    asked for.
     """
 
     found: list[Found]
@@ -122,7 +129,7 @@ class Search:
         limit: int = 100,
     ) -> Page[Job]:
         """A text is found in the order of submission alone. Raises: BadCursor: it is no cursor of this order."""
-        values = {**vars(which), "own": self._database.tenant, "limit": limit + 1}
+        values = {**vars(which), "own": self._database.tenant}
         values["states"] = [which.state] if which.state else sort.states
         conditions = [condition for name, condition in _JOB_CONDITIONS.items() if values[name] is not None]
         if which.batch_id is None:
@@ -130,15 +137,14 @@ class Search:
         else:
             conditions.append(_of_batch(values))
         if which.prompt is not None:
-            return self._with_words(which, conditions, sort, values, cursor)
+            return self._with_words(which, conditions, sort, values, cursor, limit)
         kind = sort.value
         if cursor is not None:
             values["at"], values["seq"] = _read_cursor(cursor, kind, _moment, int)
-        statement = text(_in_order(conditions, sort, behind=cursor is not None))
+        statement = _in_order(conditions, sort, behind=cursor is not None)
         with self._database.begin() as connection, as_owner(connection) if which.batch_id else nullcontext():
-            rows = connection.execute(statement, values).mappings().all()
-        last = rows[limit - 1] if len(rows) > limit else None
-        return _page(rows[:limit], Cursor(kind, (last[sort.column], last["seq"])) if last else None)
+            rows, more = page(connection, statement, JOB_HOLDS, sort.order, values, limit)
+        return _page(rows, Cursor(kind, (rows[-1][sort.column], rows[-1]["seq"])) if more else None)
 
     def _with_words(
         self,
@@ -147,8 +153,9 @@ class Search:
         sort: Sort,
         values: dict[str, Any],
         cursor: str | None,
+        limit: int,
     ) -> Page[Job]:
-        kind, most = f"words{sort.value}", values["limit"]
+        kind = f"words{sort.value}"
         words = words_of(which.prompt or "")
         whose = self._database.tenant or which.tenant
         values |= {"whose": whose, "words": _query(words, whose)}
@@ -159,11 +166,8 @@ class Search:
             conditions = [*conditions, f"(held.created_at, held.id, seq) {sort.behind} (:at, :id, :seq)"]
             beside = [*beside, f"(created_at, id) {sort.behind}= (:at, :id)"]
         with self._database.begin() as connection, as_owner(connection):
-            rows, end = _Look(connection, sort, conditions, beside, values).found()
-        if len(rows) == most:
-            last = rows[-2]
-            return _page(rows[:-1], Cursor(kind, (last["held_at"], last["held_id"], last["seq"])))
-        return _page(rows, Cursor(kind, (end.created_at, end.id, sort.beyond)) if end else None)
+            rows, end = _Look(connection, sort, conditions, beside, values).found(limit)
+        return _page(rows, Cursor(kind, end) if end else None)
 
     def batches(
         self,
@@ -220,7 +224,7 @@ def _of_batch(values: Mapping[str, Any]) -> str:
 
 def _in_order(conditions: Sequence[str], sort: Sort, *, behind: bool) -> str:
     """The head of each state's index, merged."""
-    order = f"ORDER BY {sort.column} {sort.direction}, seq {sort.direction} LIMIT :limit"
+    order = f"ORDER BY {sort.order} LIMIT :most"
     asked = ["jobs.state = wanted.state", f"jobs.{sort.column} IS NOT NULL", *conditions]
     if behind:
         asked.append(f"(jobs.{sort.column}, jobs.seq) {sort.behind} (:at, :seq)")
@@ -245,32 +249,42 @@ class _Look:
     beside: Sequence[str]
     values: dict[str, Any]
 
-    def found(self) -> tuple[list[Any], Row[Any] | None]:
-        """The jobs, ``values["limit"]`` at most, and, if there may be more, the last of the neighbours."""
+    def found(self, limit: int) -> tuple[list[RowMapping], Keys | None]:
+        """The jobs, ``limit`` at most, and, if there may be more, behind what."""
         walked = self._neighbours(_WALK, most=NEIGHBOURS)
         holding = [neighbour for neighbour in walked if neighbour.holds]
-        jobs = self._jobs_among(holding[:HOLDING], self.values["limit"])
-        missing = self.values["limit"] - len(jobs)
+        jobs, behind = self._jobs_among(holding[:HOLDING], limit)
+        if behind:
+            return jobs, behind
         if len(holding) > HOLDING:
-            return jobs, holding[HOLDING - 1]
-        if not missing or len(walked) < NEIGHBOURS:
+            return jobs, self._end_of(holding[HOLDING - 1])
+        if len(walked) < NEIGHBOURS:
             return jobs, None
-        if len(holding) * RARE > len(walked):
-            return jobs, walked[-1]
+        if len(jobs) == limit or len(holding) * RARE > len(walked):
+            return jobs, self._end_of(walked[-1])
         further = self._neighbours(_BY_INDEX, most=HOLDING, end_at=walked[-1].created_at, end_id=walked[-1].id)
-        jobs += self._jobs_among(further, missing)
-        return jobs, further[-1] if len(further) == HOLDING else None
+        found, behind = self._jobs_among(further, limit - len(jobs))
+        if not behind and len(further) == HOLDING:
+            behind = self._end_of(further[-1])
+        return jobs + found, behind
+
+    def _end_of(self, neighbour: Row[Any]) -> Keys:
+        """Behind all of its jobs."""
+        return neighbour.created_at, neighbour.id, self.sort.beyond
 
     def _neighbours(self, statement: str, **values: object) -> Sequence[Row[Any]]:
         asked = statement.format(beside=_all(self.beside), direction=self.sort.direction, behind=self.sort.behind)
         return self.connection.execute(text(asked), self.values | values).all()
 
-    def _jobs_among(self, neighbours: Sequence[Row[Any]], limit: int) -> list[Any]:
+    def _jobs_among(self, neighbours: Sequence[Row[Any]], limit: int) -> tuple[list[RowMapping], Keys | None]:
+        """The jobs, ``limit`` at most, and the last of them if there are more."""
         if not neighbours:
-            return []
-        statement = _JOBS_AMONG.format(asked=_all(self.conditions), direction=self.sort.direction)
-        values = self.values | {"ids": [neighbour.id for neighbour in neighbours], "limit": limit}
-        return list(self.connection.execute(text(statement), values).mappings())
+            return [], None
+        order = _HELD_ORDER.format(direction=self.sort.direction)
+        statement = _JOBS_AMONG.format(asked=_all(self.conditions), direction=self.sort.direction, order=order)
+        values = self.values | {"ids": [neighbour.id for neighbour in neighbours]}
+        jobs, more = page(self.connection, statement, JOB_HOLDS, order, values, limit)
+        return jobs, (jobs[-1]["held_at"], jobs[-1]["held_id"], jobs[-1]["seq"]) if more else None
 
 
 _WALK = """
@@ -301,8 +315,9 @@ _JOBS_AMONG = f"""
         ) AS jobs
         WHERE state = ANY(:states) AND lower(request ->> 'prompt') ~ ALL(CAST(:patterns AS text[])) AND {{asked}}
     ) AS jobs
-    ORDER BY held.created_at {{direction}}, held.id {{direction}}, seq {{direction}} LIMIT :limit
+    ORDER BY {{order}} LIMIT :most
 """
+_HELD_ORDER = "held_at {direction}, held_id {direction}, seq {direction}"
 
 
 def _page(rows: Sequence[Any], following: "Cursor | None") -> Page[Job]:
@@ -329,7 +344,7 @@ class Cursor(NamedTuple):
     """Behind which row the next page begins: the order that it stands in, and its keys there."""
 
     kind: str
-    keys: tuple[object, ...]
+    keys: Keys
 
     @property
     def text(self) -> str:

@@ -14,7 +14,7 @@ from producer.manifest.json_rows import json_rows
 from producer.manifest.names import Names
 from producer.manifest.problem import ManifestError, Problem
 from producer.manifest.recipe import Recipe
-from producer.manifest.record import Record, storable
+from producer.manifest.record import NAMED_CHARACTERS, Record, kept, storable
 from producer.manifest.sizes import Size, drawn_larger, size_sets
 
 __all__ = [
@@ -31,6 +31,8 @@ __all__ = [
 
 PROBLEMS_MAX = 20
 """Problems that are told; more are only counted."""
+MESSAGE_MAX_CHARACTERS = 2_000
+"""Of what a rejection says; names of columns stand in it."""
 
 
 class ManifestKind(StrEnum):
@@ -116,4 +118,7 @@ class Reading:
         self.problems += problems[: PROBLEMS_MAX - len(self.problems)]
         first = problems[0]
         told = "; ".join(problem.message if problem is first else str(problem) for problem in problems)
-        return Rejection(record.line, storable(dict(record.values)), "invalid", storable(told), storable(first.column))
+        column = first.column and storable(first.column[:NAMED_CHARACTERS])
+        return Rejection(
+            record.line, storable(kept(record.values)), "invalid", storable(told[:MESSAGE_MAX_CHARACTERS]), column
+        )

@@ -1,12 +1,12 @@
 """The names of outputs in one manifest: no two may be one file, on any disk.
 
-They are compared as a disk that knows no case would, of which the hash is kept and not the name: some 130 bytes for a
-name of any length. A job without a name is called by its place in the batch, and such names clash as well.
+They are compared by ``same_file_key``, as they are where the images are saved; it is kept and not the name: some 130
+bytes for a name of any length. A job without a name is called by its place in the batch, and such names clash as well.
 """
 
-import unicodedata
 from collections.abc import Sequence
 
+from producer.jobs.file_names import same_file_key
 from producer.manifest.problem import Problem
 
 
@@ -22,7 +22,7 @@ class Names:
         within: dict[int, str] = {}
         for place, name in enumerate(names, start=len(self._unnamed)):
             shown = name or _place_name(place)
-            key = _key(shown)
+            key = same_file_key(shown)
             if key in within:
                 told = f"{shown!r} is the name of two images of this row: let the names hold what is varied"
                 return Problem(line, "name", told)
@@ -44,7 +44,3 @@ class Names:
 def _place_name(place: int) -> str:
     """As ``contract.Job.file_name`` calls it."""
     return f"{place + 1:06d}"
-
-
-def _key(name: str) -> int:
-    return hash(name if name.isascii() and name.islower() else unicodedata.normalize("NFC", name).casefold())

@@ -16,7 +16,7 @@ from pipeline.request import PROMPT_MAX_CHARACTERS
 from producer.jobs.contract import Entry, Submission
 from producer.manifest.columns import FIELDS, SIZE, meant
 from producer.manifest.problem import ManifestError, Problem
-from producer.manifest.record import Record, unstorable
+from producer.manifest.record import Record, too_large, unstorable
 from producer.manifest.sizes import drawn_larger, size_of
 from producer.manifest.template import Template, Unfilled
 from producer.manifest.variation import variations
@@ -149,7 +149,13 @@ class Recipe:
 
     def _problems_before(self, record: Record) -> tuple[Problem, ...]:
         """What is wrong with a row whatever its cells hold."""
-        return record.problems or self._left_out(record) or self._checked_columns(record) or _unstorable(record)
+        return (
+            record.problems
+            or too_large(record)
+            or self._left_out(record)
+            or self._checked_columns(record)
+            or _unstorable(record)
+        )
 
     def _left_out(self, record: Record) -> tuple[Problem, ...]:
         """The first needed cell that the row does not reach: it may be another that was forgotten."""

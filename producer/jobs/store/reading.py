@@ -1,10 +1,11 @@
 """What is there: jobs, batches, tenants, the farm at a moment. Searches have a file of their own, ``jobs.search``."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, RowMapping, text
 
 from producer.jobs.contract import Batch, Farm, Job, Priority, Rejection, Standing, State, Tenant, Worker
 from producer.jobs.errors import NotFound
@@ -19,14 +20,7 @@ class Reading(Part):
     def job(self, job_id: UUID) -> Job:
         """Raises: NotFound."""
         with self._begin() as connection:
-            row = (
-                connection.execute(text(f"SELECT {JOB_COLUMNS} FROM jobs WHERE id = :id"), {"id": job_id})
-                .mappings()
-                .first()
-            )
-        if row is None:
-            raise NotFound("job", job_id)
-        return job_of(row)
+            return job_where(connection, job_id)
 
     def standings(self, job_ids: Sequence[UUID]) -> dict[UUID, Standing]:
         """Where these jobs are; one that does not exist is left out."""
@@ -38,10 +32,7 @@ class Reading(Part):
     def batch(self, batch_id: UUID) -> Batch:
         """Raises: NotFound."""
         with self._begin() as connection:
-            found = batches_where(connection, "WHERE b.id = :id", {"id": batch_id})
-        if not found:
-            raise NotFound("batch", batch_id)
-        return found[0]
+            return batch_where(connection, batch_id)
 
     def batches(self, limit: int = 20, *, after: UUID | None = None) -> list[Batch]:
         """The newest batches first, those behind ``after``."""
@@ -56,22 +47,22 @@ class Reading(Part):
     def batch_jobs(
         self, batch_id: UUID, *, after: int = -1, limit: int = 1000, state: State | None = None
     ) -> list[Job]:
-        """The batch's jobs in the order of submission, those behind position ``after``. Raises: NotFound."""
-        statement = text(
-            f"""
-            SELECT {JOB_COLUMNS} FROM jobs
-            WHERE batch_id = :batch AND position > :after AND (CAST(:state AS text) IS NULL OR state = :state)
-            ORDER BY position LIMIT :limit
-            """
-        )
-        values = {"batch": batch_id, "after": after, "limit": limit, "state": state}
+        """The batch's jobs in the order of submission, those behind position ``after``: as many as a page holds, and
+        none only where there are no more. Raises: NotFound."""
+        return self.batch_page(batch_id, after=after, limit=limit, state=state)[0]
+
+    def batch_page(
+        self, batch_id: UUID, *, after: int = -1, limit: int = 1000, state: State | None = None
+    ) -> tuple[list[Job], bool]:
+        """The same, and whether there are more. Raises: NotFound."""
+        values = {"batch": batch_id, "after": after, "state": state}
         with self._begin() as connection:
-            rows = connection.execute(statement, values).mappings().all()
+            rows, more = page(connection, _BATCH_JOBS, JOB_HOLDS, "position", values, limit)
             if not rows and not connection.scalar(
                 text("SELECT count(*) FROM batches WHERE id = :id"), {"id": batch_id}
             ):
                 raise NotFound("batch", batch_id)
-        return [job_of(row) for row in rows]
+        return [job_of(row) for row in rows], more
 
     def last_failures(self, limit: int = 10) -> list[Job]:
         """The jobs that failed last, newest first."""
@@ -133,16 +124,16 @@ class Reading(Part):
             return [Tenant(**row) for row in rows]
 
     def rejections(self, batch_id: UUID, *, after: int = 0, limit: int = 1000) -> list[Rejection]:
-        """The lines of the batch's input that became no job, in their order, behind line ``after``."""
-        statement = text(
-            """
-            SELECT line, source, code, message, field FROM rejections
-            WHERE batch_id = :batch AND line > :after ORDER BY line LIMIT :limit
-            """
-        )
+        """The lines of the batch's input that became no job, in their order, behind line ``after``: as many as a page
+        holds, and none only where there are no more."""
+        return self.rejection_page(batch_id, after=after, limit=limit)[0]
+
+    def rejection_page(self, batch_id: UUID, *, after: int = 0, limit: int = 1000) -> tuple[list[Rejection], bool]:
+        """The same, and whether there are more."""
+        values = {"batch": batch_id, "after": after}
         with self._begin() as connection:
-            rows = connection.execute(statement, {"batch": batch_id, "after": after, "limit": limit}).mappings()
-            return [Rejection(**row) for row in rows]
+            rows, more = page(connection, _REJECTIONS, _REJECTION_HOLDS, "line", values, limit)
+        return [Rejection(**{field: row[field] for field in REJECTION_FIELDS}) for row in rows], more
 
 
 def _keep_own_drawing(connection: Connection, workers: Sequence[dict[str, Any]]) -> None:
@@ -152,12 +143,69 @@ def _keep_own_drawing(connection: Connection, workers: Sequence[dict[str, Any]])
         worker["drawing"] = [entry for entry in worker["drawing"] if entry.get("job") in own]
 
 
+PAGE_MAX_BYTES = 2_000_000
+"""Of what people wrote into the rows of one page, as JSON. A page ends before its limit where they hold more, so none
+is large in memory, however long its rows are; one row it always has."""
+
+
+def page(
+    connection: Connection, rows: str, holds: str, order: str, values: Mapping[str, Any], limit: int
+) -> tuple[list[RowMapping], bool]:
+    """The first ``limit`` of ``rows``, or fewer, see ``PAGE_MAX_BYTES``; and whether there are more.
+
+    ``rows`` is a statement that ends with ``LIMIT :most``; ``holds``, in SQL, is how many bytes one row holds.
+    """
+    statement = text(
+        f"""
+        SELECT * FROM (
+            SELECT found.*, row_number() OVER behind AS place, sum({holds}) OVER behind AS held,
+                   count(*) OVER () AS reached
+            FROM ({rows}) AS found WINDOW behind AS (ORDER BY {order} ROWS UNBOUNDED PRECEDING)
+        ) AS found WHERE place = 1 OR (place < :most AND held <= :most_bytes) ORDER BY place
+        """
+    )
+    asked = {**values, "most": limit + 1, "most_bytes": PAGE_MAX_BYTES}
+    found = list(connection.execute(statement, asked).mappings())
+    return found, bool(found) and found[0]["reached"] > len(found)
+
+
 TENANT_COLUMNS = ", ".join(Tenant.model_fields)
 JOB_COLUMNS = ", ".join(column.name for column in jobs_table.columns if column.name in Job.model_fields)
+JOB_HOLDS = "octet_length(request::text) + coalesce(octet_length(source::text), 0)"
+REJECTION_FIELDS = [field.name for field in fields(Rejection)]
+
+_BATCH_JOBS = f"""
+    SELECT {JOB_COLUMNS} FROM jobs
+    WHERE batch_id = :batch AND position > :after AND (CAST(:state AS text) IS NULL OR state = :state)
+    ORDER BY position LIMIT :most
+"""
+
+_REJECTIONS = f"""
+    SELECT {", ".join(REJECTION_FIELDS)} FROM rejections
+    WHERE batch_id = :batch AND line > :after ORDER BY line LIMIT :most
+"""
+_REJECTION_HOLDS = "octet_length(source::text) + octet_length(message)"
 
 
 def job_of(row: Any) -> Job:
     return Job.model_validate({**row, "priority": Priority.of_rank(row["priority"])})
+
+
+def job_where(connection: Connection, job_id: UUID) -> Job:
+    """The job with this id. Raises: NotFound."""
+    statement = text(f"SELECT {JOB_COLUMNS} FROM jobs WHERE id = :id")
+    row = connection.execute(statement, {"id": job_id}).mappings().first()
+    if row is None:
+        raise NotFound("job", job_id)
+    return job_of(row)
+
+
+def batch_where(connection: Connection, batch_id: UUID) -> Batch:
+    """The batch with this id. Raises: NotFound."""
+    found = batches_where(connection, "WHERE b.id = :id", {"id": batch_id})
+    if not found:
+        raise NotFound("batch", batch_id)
+    return found[0]
 
 
 def batches_where(connection: Connection, which: str, values: dict[str, Any]) -> list[Batch]:

@@ -1,6 +1,7 @@
 """The paths around manifests: spreadsheets that become batches, and what they would become and cost."""
 
 import io
+import json
 from contextlib import closing
 from datetime import datetime, timedelta
 from http.client import HTTPConnection
@@ -85,6 +86,7 @@ def test_with_partial_the_good_rows_are_submitted_and_the_bad_ones_kept(api: htt
         ({"template": "{nothing}"}, GOOD, 1, "nothing", "is no column of the file"),
         ({}, "prompt\ns\xe9ch\xe9\n".encode("latin-1"), 2, "", "save it as 'CSV UTF-8'"),
         ({}, "prompt\n" + "a" * 10_000_000, 2, "prompt", "characters"),
+        ({}, "prompt,sku,text\na,A,b\nc,C," + "a" * 66_000 + "\n", 3, "text", "shorten it, or leave the column out"),
         ({}, "prompt,name\na,n\nb,N\n", 3, "name", "is the name of line 2 already"),
         ({}, "prompt,name\na," + "n" * 300 + "\n", 2, "name", "longer than 200"),
     ],
@@ -133,6 +135,23 @@ def test_a_preview_tells_the_separator_and_what_only_comes_along(api: httpx.Clie
     assert (line["separator"], line["carried"], line["short_rows"]) == (None, [], 0)
     short = api.post(PREVIEW, content="prompt,sku,seed\na,A,1\nb\nc\n", headers=CSV).json()
     assert (short["jobs"], short["short_rows"]) == (3, 2)
+
+
+def test_rows_that_hold_too_much_are_told_in_a_spreadsheet_and_in_lines_too(api: httpx.Client) -> None:
+    full = "a" * 32_767  # what Excel takes in one cell
+    lines = "\n".join(json.dumps({"prompt": "a", "text": text}) for text in ("b", "c" * 66_000, "d"))
+    for body, headers, line, column in (
+        (spreadsheet(f"prompt,a,b\nc,d,e\nf,{full},{full}\n"), XLSX, 3, "a"),
+        (lines.encode(), {"Content-Type": "application/x-ndjson"}, 2, "text"),
+    ):
+        (fault,) = assert_problem(api.post(BATCHES, params={"name": "b"}, content=body, headers=headers), 422)["errors"]
+        assert (fault["line"], fault["field"]) == (line, column)
+        assert "65,536 at most" in fault["message"]
+    partial = {"name": "b", "partial": "true"}
+    batch = api.post(BATCHES, params=partial, content=lines, headers={"Content-Type": "application/x-ndjson"}).json()
+    assert (batch["jobs"], batch["rejected"]) == (2, 1)
+    (rejection,) = api.get(f"{BATCHES}/{batch['id']}/rejections").json()["rejections"]
+    assert len(rejection["source"]["text"]) == 1_001
 
 
 def test_options_of_manifests_do_not_go_with_json(api: httpx.Client) -> None:

@@ -7,15 +7,23 @@ import resource
 import threading
 import zipfile
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from hashlib import sha256
 from typing import Any
 
 import httpx
 import openpyxl
 import pytest
+from sqlalchemy import text
 
 from producer.jobs.contract import Batch, Entry, Job, Rejection, Submission
+from producer.jobs.postgres import CONNECT_ARGS
+from producer.jobs.results import Results
+from producer.jobs.settings import Settings
 from producer.jobs.storage import Storage
+from producer.jobs.store import Store
+from producer.manifest.record import ROW_MAX_BYTES
 from tests.farm import Farmhand
 from tests.integration.producer.api.test_jobs import assert_problem
 from tests.waiting import until
@@ -216,6 +224,71 @@ def test_a_large_batch_is_streamed_in_constant_memory(api: httpx.Client, hand: F
     assert lines == 6_001
     assert size_bytes > 6_000_000
     assert grown_kb(before_kb) < 25_000
+
+
+def full_rows(hand: Farmhand, count: int) -> Batch:
+    """A batch of rows that hold as much as a row may, in the memory's most costly way: one wide character among many
+    narrow ones."""
+    cells = {"text": "x" * (ROW_MAX_BYTES - 20) + "\U0001f6a2"}
+    return hand.store.submit_batch("full", (Entry(submission(), n, cells) for n in range(1, count + 1)), max_failures=1)
+
+
+@pytest.mark.parametrize(
+    ("path", "least_bytes"),
+    [
+        ("jobs?limit=1000", 1_800_000),
+        ("results", 400 * 65_000),
+        ("results?format=jsonl", 400 * 65_000),
+        ("results?format=xlsx", 10_000),
+    ],
+)
+def test_the_fullest_rows_are_answered_in_little_memory(
+    api: httpx.Client, hand: Farmhand, path: str, least_bytes: int
+) -> None:
+    """The server is in this process, so its memory is this process's."""
+    batch = full_rows(hand, 400)
+    before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with api.stream("GET", f"/api/v1/batches/{batch.id}/{path}") as response:
+        size_bytes = sum(map(len, response.iter_bytes()))
+    assert response.status_code == 200
+    assert size_bytes > least_bytes
+    assert grown_kb(before_kb) < 30_000
+
+
+def test_a_list_ends_early_where_its_rows_hold_much_and_says_where_it_goes_on(
+    api: httpx.Client, hand: Farmhand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("producer.jobs.store.reading.PAGE_MAX_BYTES", 3_000)
+    texts = ["x" * (5_000 if n == 3 else 1_000) for n in range(1, 10)]
+    rejected = [Rejection(n, {"text": text}, "invalid", "is bad") for n, text in enumerate(texts, start=1)]
+    entries = [Entry(submission(), n, {"text": text}) for n, text in enumerate(texts, start=20)]
+    batch, _ = hand_in(hand, [*rejected, *entries])
+    for kind, place in (("rejections", "line"), ("jobs", "position")):
+        found, after = [], None
+        while after is not None or not found:
+            params = {"limit": 1000} | ({"after": after} if after is not None else {})
+            page = api.get(f"/api/v1/batches/{batch.id}/{kind}", params=params).json()
+            assert 1 <= len(page[kind]) <= 2
+            found += page[kind]
+            after = page["next"]
+        assert [row["source"]["text"] for row in found] == texts
+        assert [row[place] for row in found] == sorted(row[place] for row in found)
+    rows = read_csv(api.get(results_path(batch)))
+    assert [row["text"] for row in rows] == [*texts, *texts]
+
+
+def test_columns_are_found_however_long_it_takes(
+    hand: Farmhand, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch, _ = hand_in(hand, [Entry(submission(), 1, {"sku": "A"})])
+    monkeypatch.setitem(CONNECT_ARGS, "options", "-c statement_timeout=200ms")
+    with closing(Store.at(settings.require("database_url"))) as store, ThreadPoolExecutor() as threads:
+        with hand.store.database.begin() as connection:
+            connection.execute(text("LOCK TABLE jobs IN ACCESS EXCLUSIVE MODE"))
+            asked = threads.submit(Results(store).columns, batch.id)
+            with pytest.raises(TimeoutError):
+                asked.result(timeout=1)
+        assert asked.result(timeout=60) == ["sku"]
 
 
 def zipped(response: httpx.Response) -> zipfile.ZipFile:

@@ -154,6 +154,28 @@ def test_of_words_that_many_have_and_a_state_that_few_have_each_is_found_once(
     assert (len(page.found), page.next is None) == (1, False), "a page ends before it is full"
 
 
+@pytest.mark.parametrize("asked", [{}, {"prompt": "boat"}], ids=["all", "words"])
+@pytest.mark.parametrize("sort", [Sort.NEWEST, Sort.OLDEST])
+def test_a_page_ends_early_where_its_jobs_hold_long_texts_and_none_is_left_out(
+    store: Store, search: Search, monkeypatch: pytest.MonkeyPatch, sort: Sort, asked: dict[str, str]
+) -> None:
+    monkeypatch.setattr("producer.jobs.store.reading.PAGE_MAX_BYTES", 2_000)
+    monkeypatch.setattr("producer.jobs.search.NEIGHBOURS", 3)
+    monkeypatch.setattr("producer.jobs.search.HOLDING", 2)
+    every = [f"boat {n} {'x' * (2_500 if n == 4 else 500 * (n % 3))}" for n in range(9)]
+    for prompt in every:
+        store.submit(Submission(prompt=prompt), max_failures=3)
+    pages, cursor = [], ""
+    while cursor is not None:
+        found = search.jobs(JobFilter(**asked), sort=sort, cursor=cursor or None, limit=100)  # type: ignore[arg-type]
+        pages.append([job.request.prompt for job in found.found])
+        cursor = found.next
+    assert [prompt for page in pages for prompt in page] == (every if sort is Sort.OLDEST else every[::-1])
+    assert [every[4]] in pages, "one that is longer than a page is a page"
+    assert max(len("".join(page)) for page in pages if every[4] not in page) < 2_000
+    assert max(map(len, pages)) > 1
+
+
 def test_a_tenant_finds_its_own_alone_whatever_it_asks(store: Store, search: Search) -> None:
     submit(store, "secret banner", tenant="a", name="secret")
     ours = submit(store, "our banner", tenant="b", name="ours")

@@ -19,6 +19,11 @@ def test_an_accent_beside_its_letter_is_the_letter_with_its_accent() -> None:
     assert (first, second) == ("caf\u00e9.png", "cafe\u0301-2.png")
 
 
+def test_letters_that_are_one_only_after_both_are_folded_are_one_file() -> None:
+    long_s, s = "\u017f\u0301.png", "\u015b.png"  # each with an acute accent
+    assert names(s, long_s) == [s, "\u017f\u0301-2.png"]
+
+
 def test_no_image_takes_the_place_of_a_table_or_of_a_contact_sheet() -> None:
     assert names("contact-sheet.png", "Results.csv") == ["contact-sheet-1.png", "Results-2.csv"]
     assert not {*SHEETS, *TABLES} & set(names(*SHEETS, *TABLES))

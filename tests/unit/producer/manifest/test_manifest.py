@@ -11,15 +11,24 @@ from typing import Any
 import pytest
 
 from producer.jobs.contract import Entry, Rejection
-from producer.manifest import PROBLEMS_MAX, ManifestError, ManifestKind, Reading, Recipe, size_sets
+from producer.manifest import (
+    MESSAGE_MAX_CHARACTERS,
+    PROBLEMS_MAX,
+    ManifestError,
+    ManifestKind,
+    Reading,
+    Recipe,
+    size_sets,
+)
 from producer.manifest.csv_rows import LINE_MAX_CHARACTERS, ROW_MAX_LINES
+from producer.manifest.json_rows import NESTING_MAX
 from producer.manifest.recipe import (
     CARRIED_MAX,
     CARRIED_NAME_MAX_CHARACTERS,
     CHECKED_MAX_CHARACTERS,
     ROW_PROBLEMS_MAX,
 )
-from producer.manifest.record import Record
+from producer.manifest.record import BEGINNING_CHARACTERS, ROW_MAX_BYTES, Record
 
 
 def reading(text: str | bytes, kind: ManifestKind = ManifestKind.CSV, **options: Any) -> Reading:
@@ -379,6 +388,7 @@ def test_a_wrong_option_is_told_before_any_row_is_read(option: str, value: Any, 
         ("prompt,name\na,Banner\nb,BANNER\n", "line 3, column 'name': 'BANNER' is the name of line 2 already"),
         ("prompt,name\na,Stra\u00dfe\nb,STRASSE\n", "line 3, column 'name'"),
         ("prompt,name\na,caf\u00e9\nb,cafe\u0301\n", "line 3, column 'name'"),
+        ("prompt,name\na,\u015b\nb,\u017f\u0301\n", "line 3, column 'name'"),
         ("prompt,name\na,\nb,000001\n", "is the name of an image without a name already"),
         ("prompt,name\na,000002\nb,\n", "line 3, column 'name': '000002' is the name of line 2 already"),
     ],
@@ -395,6 +405,7 @@ def test_what_is_wrong_is_told_by_line_and_column(text: str, told: str) -> None:
         ('{"prompt": "a", "guidance": NaN}', "beyond all measure"),
         ('{"prompt": "a", "guidance": 1e999}', "beyond all measure"),
         ("[" * 100_000, "beyond all measure"),
+        ('{"prompt": "a", "x": ' + "[" * NESTING_MAX + "]" * NESTING_MAX + "}", "beyond all measure"),
         ('{"prompt": "a", "widht": 64}', "line 1, column 'widht': is no column of a request: write 'width'"),
         ('{"prompt": "a\\ud800"}', "lone surrogate"),
         ('{"prompt": "a\\u0000"}', "NUL"),
@@ -482,6 +493,50 @@ def test_a_row_of_many_cells_over_many_lines_is_not_read_to_its_end(cell: str) -
     assert f"more than {ROW_MAX_LINES:,} lines or {LINE_MAX_CHARACTERS:,} characters" in told
 
 
+@pytest.mark.parametrize(
+    ("text", "kind", "line", "column"),
+    [
+        ("prompt,a,b\nx,1,2\ny," + "a" * 40_000 + "," + "b" * 30_000 + "\n", ManifestKind.CSV, 3, "a"),
+        ("prompt,a\nx," + "春" * 22_000 + "\n", ManifestKind.CSV, 2, "a"),
+        ("prompt," + "a" * 65_536 + "\nx,1\n", ManifestKind.CSV, 2, "a" * 100),
+        ("prompt\n" + "a" * 70_000 + "\n", ManifestKind.CSV, 2, "prompt"),
+        (json.dumps({"prompt": "x", "tags": ["t" * 9] * 8_000, "b": "c" * 9_000}), ManifestKind.JSONL, 1, "tags"),
+        (json.dumps({"prompt": "x", "n" * 66_000: 1}), ManifestKind.JSONL, 1, "n" * 100),
+    ],
+    ids=["cells", "characters of three bytes", "a name", "a prompt", "a list", "a field's name"],
+)
+def test_a_row_that_holds_more_than_may_come_along_is_refused_by_its_largest_column(
+    text: str, kind: ManifestKind, line: int, column: str
+) -> None:
+    told = refusal(text, kind)
+    assert told.startswith(f"line {line}, column '{column}': holds "), told[:200]
+    assert told.endswith("a row has 65,536 at most, with what only comes along: shorten it, or leave the column out")
+
+
+def test_a_row_up_to_its_limit_and_the_longest_prompts_are_taken() -> None:
+    cell = "a" * (ROW_MAX_BYTES - len("prompt" + "x" + "sku"))
+    assert len(entries(f"prompt,sku\nx,{cell}\n")) == 1
+    assert "line 2, column 'sku': holds" in refusal(f"prompt,sku\nx,{cell}a\n")
+    longest = dict.fromkeys(("prompt", "negative_prompt"), "🚢" * 8000)
+    (entry,) = entries(json.dumps(longest), ManifestKind.JSONL)
+    assert entry.source == longest
+
+
+def test_with_partial_a_row_that_is_too_large_leaves_its_beginnings_and_no_long_message() -> None:
+    wide = ",".join("w" * 5_000 for _ in range(90))
+    text = f"prompt,{','.join(f'c{n:02}' for n in range(90))}\na,b\nc,{wide}\nd,e\n"
+    before, rejected, after = reading(text).entries(partial=True)
+    assert (before.line, after.line) == (2, 4)
+    assert isinstance(rejected, Rejection)
+    assert (rejected.line, rejected.field, rejected.source["prompt"]) == (3, "c00", "c")
+    assert rejected.source["c01"] == "w" * BEGINNING_CHARACTERS + "…"
+    assert 50_000 < len(json.dumps(rejected.source, ensure_ascii=False).encode()) < ROW_MAX_BYTES + 1_000
+    lines = json.dumps({f"Promp{chr(0x4E00 + n)}" * 4: "" for n in range(600)}) + '\n{"prompt": "a"}'
+    rejected = next(reading(lines, ManifestKind.JSONL).entries(partial=True))
+    assert isinstance(rejected, Rejection)
+    assert len(rejected.message) <= MESSAGE_MAX_CHARACTERS
+
+
 def test_values_beyond_the_limit_are_not_expanded() -> None:
     began = time.process_time()
     with pytest.raises(ManifestError, match="seed: has more than 1,000 values"):
@@ -491,7 +546,7 @@ def test_values_beyond_the_limit_are_not_expanded() -> None:
 
 
 def test_a_template_is_not_filled_beyond_what_is_taken() -> None:
-    cell = "a" * 900_000
+    cell = "a" * 60_000
     line = json.dumps({"a": cell})
     tracemalloc.start()
     try:
@@ -520,9 +575,10 @@ def test_a_line_of_json_with_very_many_fields_is_refused_before_they_are_looked_
 
 def test_few_names_of_columns_are_remembered() -> None:
     recipe = Recipe(template="x")
-    for n in range(10):
-        recipe.entries(Record(1, {f"{n}" * 400_000: "a"}))
-    assert sum(len(column) for columns in recipe._checked for column in columns) <= CHECKED_MAX_CHARACTERS + 400_000
+    for n in range(40):
+        recipe.entries(Record(1, {f"{n:02}" * 30_000: "a"}))
+    remembered = sum(len(column) for columns in recipe._checked for column in columns)
+    assert 0 < remembered <= CHECKED_MAX_CHARACTERS + 60_000
 
 
 def test_a_row_without_end_is_not_read_to_its_end() -> None:

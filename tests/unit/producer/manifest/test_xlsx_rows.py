@@ -105,6 +105,12 @@ def test_what_is_wrong_with_the_header_is_told_by_its_row() -> None:
     assert refusal(spreadsheet((), (), ("prompt", "widht"), ("a", 64))).startswith("line 3, column 'widht'")
 
 
+def test_a_row_that_holds_more_than_may_come_along_is_refused_by_its_largest_column() -> None:
+    full, within = "a" * 32_767, "b" * 32_760  # what Excel takes in one cell, and what is left of the row
+    told = refusal(spreadsheet(("prompt", "a", "b"), ("x", "a", "b"), ("y", full, within), ("z", full, full)))
+    assert told.startswith("line 4, column 'a': holds 32,768 bytes, and the row 65,543: a row has 65,536 at most"), told
+
+
 def test_a_cell_beyond_the_header_is_told() -> None:
     assert "line 2: holds a cell 2 to the right" in refusal(spreadsheet(("prompt",), ("a", None, "stray")))
 
