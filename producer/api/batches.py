@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Literal
+from typing import IO, Annotated, Literal
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Query, Request, Response
@@ -18,14 +18,14 @@ from producer.api.bodies import (
     media_type,
     parse,
     parse_batch,
-    read,
     read_document,
+    spool,
     spooled,
     validated,
 )
 from producer.api.documents import body_of, problems
 from producer.api.errors import Fault, Invalid
-from producer.api.jobs import Limit
+from producer.api.jobs import REFUSALS, Limit
 from producer.api.manifests import KINDS, Options, entries_of, spool_manifest
 from producer.api.parameters import Fingerprint, Key, Tenant, Weight
 from producer.api.problems import faults_of
@@ -47,7 +47,7 @@ router = APIRouter(prefix=f"{PREFIX}/batches", tags=["batches"])
     "",
     status_code=201,
     openapi_extra=body_of({JSON: "BatchSubmission", **dict.fromkeys(KINDS, "Submission")}),
-    responses=problems(400, 413, 415),
+    responses=problems(*REFUSALS),
 )
 async def submit(
     request: Request,
@@ -80,10 +80,10 @@ async def submit(
     if media_type(request, JSON, *KINDS) == JSON:
         if not options.plain:
             raise Invalid([Fault(field="", message=f"templates and the like are for {', '.join(KINDS)}")])
-        body = await read(request, BATCH_MAX_BYTES)
-        fingerprint.add(body)
-        run = run_in_threadpool if len(body) <= SMALL_BYTES else here.bulk.begin
-        batch = await run(_submit_document, hand_in, body, fingerprint.with_key(key))
+        with spooled() as file:
+            size_bytes = await spool(request, file, fingerprint.add, BATCH_MAX_BYTES)
+            run = run_in_threadpool if size_bytes <= SMALL_BYTES else here.bulk.begin
+            batch = await run(_submit_document, hand_in, file, fingerprint.with_key(key))
     else:
         title, recipe = _checked_name(name), await run_in_threadpool(options.recipe)
         with spooled() as file:
@@ -95,9 +95,10 @@ async def submit(
 
 
 def _submit_document(
-    hand_in: Callable[..., contract.Batch], body: bytes, key: contract.SubmissionKey | None
+    hand_in: Callable[..., contract.Batch], file: IO[bytes], key: contract.SubmissionKey | None
 ) -> contract.Batch:
-    document = parse_batch(body)
+    """In memory only here, where few are at a time."""
+    document = parse_batch(file.read())
     return hand_in(document.name, document.jobs, key=key)
 
 
@@ -180,8 +181,8 @@ def rejections(
 ) -> RejectionPage:
     """The lines of the batch's input that became no job, in their order, with what is wrong with each."""
     here.store.batch(batch_id)  # or it is not found
-    found = here.store.rejections(batch_id, after=after, limit=limit)
-    return RejectionPage(rejections=found, next=found[-1].line if len(found) == limit else None)
+    found, more = here.store.rejection_page(batch_id, after=after, limit=limit)
+    return RejectionPage(rejections=found, next=found[-1].line if more else None)
 
 
 @router.get("/{batch_id}/jobs", responses=problems(404))
@@ -193,5 +194,5 @@ def batch_jobs(
     state: State | None = None,
 ) -> JobPage:
     """The batch's jobs in the order of submission."""
-    found = here.store.batch_jobs(batch_id, after=after, limit=limit, state=state)
-    return JobPage(jobs=[Job.of(job) for job in found], next=found[-1].position if len(found) == limit else None)
+    found, more = here.store.batch_page(batch_id, after=after, limit=limit, state=state)
+    return JobPage(jobs=[Job.of(job) for job in found], next=found[-1].position if more else None)

@@ -25,6 +25,8 @@ NDJSON = "application/x-ndjson"
 JOB_MAX_BYTES = 1_000_000
 BATCH_MAX_BYTES = 64_000_000
 BATCH_MAX_JOBS = 10_000
+BATCH_MAX_COMMAS = 3_000_000
+"""Of a document, by which it is known before it is parsed that it would take gigabytes: 64 MB of ``{},`` takes two."""
 LINES_MAX_BYTES = 4_000_000_000
 IN_MEMORY_BYTES = 1_000_000
 """Of a streamed body; what is beyond lies in a temporary file."""
@@ -126,22 +128,26 @@ async def read_document(request: Request) -> bytes:
 
 
 async def read(request: Request, limit_bytes: int) -> bytes:
-    """The whole body. Raises: TooLarge, as soon as that is known."""
-    return b"".join([chunk async for chunk in chunks(request, limit_bytes)])
+    """The whole body, which must be small. Raises: TooLarge, as soon as that is known."""
+    body = bytearray()  # however many pieces it comes in
+    async for chunk in chunks(request, limit_bytes):
+        body += chunk
+    return bytes(body)
 
 
 async def spool(
     request: Request, file: IO[bytes], seen: Callable[[bytes], None], limit_bytes: int = LINES_MAX_BYTES
-) -> None:
+) -> int:
     """Write the body to ``file``, however large, in constant memory, and rewind it. ``seen`` is shown each piece.
 
-    Raises:
-        TooLarge
+    Returns its size in bytes. Raises: TooLarge.
     """
     async for chunk in chunks(request, limit_bytes):
         seen(chunk)
         await run_in_threadpool(file.write, chunk)
+    size_bytes = file.tell()
     file.seek(0)
+    return size_bytes
 
 
 def spooled() -> IO[bytes]:
@@ -194,6 +200,8 @@ def validated(model: type[Model], value: Any) -> Model:
 
 def parse_batch(body: bytes) -> BatchSubmission:
     """Raises: Malformed, TooLarge, Invalid."""
+    if body.count(b",") > BATCH_MAX_COMMAS:
+        raise TooLarge(f"more than {BATCH_MAX_COMMAS:,} commas: send {NDJSON}, one job a line, with ?name=")
     value = parse(body)
     jobs = value.get("jobs") if isinstance(value, dict) else None
     if isinstance(jobs, list) and len(jobs) > BATCH_MAX_JOBS:

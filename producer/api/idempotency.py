@@ -6,8 +6,12 @@ request it is refused (422), and while the first is still at work, too (409).
 Jobs and batches handed in under ``/api/v1`` do not come by here: their keys are kept in the transaction that submits
 (``store.submit``), so that nothing is submitted twice whatever dies. All other POSTs are answered from ``answers``:
 
-- Kept is the answer to what was done. A refusal (4xx) or a failure (5xx) did nothing and is forgotten, so that it can
-  be asked again, corrected, with the same key.
+- Kept is the answer to what was done. A refusal (4xx) did nothing and is forgotten, so that it can be asked again,
+  corrected, with the same key. So is a failure (5xx), which mostly did nothing. Where Postgres was lost just after
+  the commit it did something: asked again, a step (cancel, pause, retry …) is found done, and what is made has its id
+  from the key (``parameters.id_by``), so there is no second one. Only a file that is uploaded may then be there twice.
+- An answer is for those who may see what it tells: the tenant's callers. An administrator is told of all tenants; so
+  it counts, too, whether one asked, and what one was told is answered to administrators alone.
 - An answer that is streamed, larger than ``KEPT_BYTES`` or not to be stored (a new API key) is not kept; asked again,
   409 tells that it was done. Images drawn under ``/v1`` are asked anew instead: their jobs know the key.
 - A process that dies at work leaves the key at work for a minute; then it is done again.
@@ -19,16 +23,17 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable
-from email.message import Message as Headers
 from typing import Any
 
 from fastapi import Request, Response
 from fastapi.concurrency import run_in_threadpool
 from pydantic import TypeAdapter, ValidationError
+from python_multipart.multipart import parse_options_header
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from producer.api import problems
+from producer.api.access import Caller
 from producer.api.bodies import LINES_MAX_BYTES
 from producer.api.errors import AnswerNotKept, ApiError, Fault, Invalid, TooLarge
 from producer.api.parameters import IDEMPOTENCY_KEY, Fingerprint, KeyText
@@ -71,7 +76,7 @@ class IdempotentPosts:
         answers = Answers(services.database)
         try:
             begun = await run_in_threadpool(answers.begin, caller.tenant, _key(request))
-            response = await _replayed(request, begun) if isinstance(begun, Answer) else None
+            response = await _replayed(request, caller, begun) if isinstance(begun, Answer) else None
         except (ApiError, FarmError) as error:
             response = problems.of_known(request, error)
         except ClientDisconnect:
@@ -79,7 +84,7 @@ class IdempotentPosts:
         if response is not None:
             await response(scope, receive, send)
         elif isinstance(begun, Held):
-            await _Exchange(request, answers, begun, send).run(self._app)
+            await _Exchange(request, caller, answers, begun, send).run(self._app)
 
 
 def _concerned(scope: Scope) -> bool:
@@ -101,18 +106,17 @@ def _key(request: Request) -> str:
         raise Invalid([Fault(field=IDEMPOTENCY_KEY, message=fault.message) for fault in faults]) from None
 
 
-async def _replayed(request: Request, answer: Answer) -> Response:
+async def _replayed(request: Request, caller: Caller, answer: Answer) -> Response:
     """The answer of then. Raises: KeyReused, AnswerNotKept, TooLarge."""
-    if answer.body is None:
-        raise AnswerNotKept
-    body, size_bytes = _Body(request), 0
+    body = _Body(request, caller)
     async for piece in request.stream():
         body.add(piece)
-        size_bytes += len(piece)
-        if size_bytes > LINES_MAX_BYTES:
+        if body.size_bytes > LINES_MAX_BYTES:
             raise TooLarge(f"the body is larger than {LINES_MAX_BYTES:,} bytes")
-    if body.fingerprint() != answer.fingerprint:
+    if answer.fingerprint is not None and body.fingerprint() != answer.fingerprint:
         raise KeyReused(request.headers[IDEMPOTENCY_KEY])
+    if answer.body is None:
+        raise AnswerNotKept
     response = Response(answer.body, answer.status)
     for name, value in answer.headers:
         response.headers.append(name, value)
@@ -123,12 +127,12 @@ async def _replayed(request: Request, answer: Answer) -> Response:
 class _Exchange:
     """One request that is at work, and its answer, which is kept before its end is sent."""
 
-    def __init__(self, request: Request, answers: Answers, held: Held, send: Send) -> None:
+    def __init__(self, request: Request, caller: Caller, answers: Answers, held: Held, send: Send) -> None:
         self._request = request
         self._answers = answers
         self._held = held
         self._send = send
-        self._asked = _Body(request)
+        self._asked = _Body(request, caller)
         self._asked_whole = False
         self._start: Message = {"status": 500, "headers": []}
         self._pieces: list[bytes] | None = []
@@ -182,18 +186,25 @@ class _Exchange:
 
     async def _end(self) -> None:
         self._ended = True
-        status = self._start["status"]
-        if status >= 400:
-            await self._noted(self._answers.give_up, self._held)
-        elif self._pieces is not None and await self._read_whole():
-            headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in self._start["headers"]]
-            headers = [(name, value) for name, value in headers if name.lower() != "content-length"]
-            answer = Answer(status, self._asked.fingerprint(), headers, b"".join(self._pieces))
-            await self._noted(self._answers.keep, self._held, answer)
-        elif self._request.scope["path"] in ANSWERED_ANEW:
+        fingerprint = None
+        if self._start["status"] < 400 and await self._read_whole():
+            fingerprint = self._asked.fingerprint()
+        answer = self._kept(fingerprint)
+        if answer is None:
             await self._noted(self._answers.give_up, self._held)
         else:
-            await self._noted(self._answers.keep, self._held, Answer(status, None, [], None))
+            await self._noted(self._answers.keep, self._held, answer)
+
+    def _kept(self, fingerprint: str | None) -> Answer | None:
+        """What is kept of the answer; None: nothing, and the key is free. ``fingerprint`` is None if it is unknown."""
+        status = self._start["status"]
+        if status >= 400:
+            return None
+        if self._pieces is not None and fingerprint is not None:
+            headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in self._start["headers"]]
+            headers = [(name, value) for name, value in headers if name.lower() != "content-length"]
+            return Answer(status, fingerprint, headers, b"".join(self._pieces))
+        return None if self._request.scope["path"] in ANSWERED_ANEW else Answer(status, fingerprint, [], None)
 
     async def _read_whole(self) -> bool:
         """Whether all of the body is in the fingerprint; what nobody read so far is read for it."""
@@ -220,14 +231,15 @@ def _storable(start: Message) -> bool:
 
 
 class _Body:
-    """What a request is known by: method, path, query, and its body, piece by piece.
+    """What a request is known by: method, path, query, whether an administrator asks, and its body, piece by piece.
 
     The boundary between the parts of a form is left out of it: libraries draw it by lot at each attempt.
     """
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, caller: Caller) -> None:
         self.size_bytes = 0
-        self._fingerprint = Fingerprint(request, query=request.url.query)
+        query = request.scope["query_string"].decode("latin-1")
+        self._fingerprint = Fingerprint(request, query=query, admin=caller.admin)
         self._boundary = _boundary(request.headers.get("content-type", ""))
         self._held = b""
 
@@ -248,6 +260,5 @@ class _Body:
 
 
 def _boundary(content_type: str) -> bytes:
-    headers = Headers()
-    headers["content-type"] = content_type
-    return str(headers.get_param("boundary") or "").encode("latin-1", "replace")
+    """As the form itself is read."""
+    return parse_options_header(content_type)[1].get(b"boundary", b"")

@@ -17,13 +17,15 @@ from producer.jobs.errors import NotFound, NotReady
 from producer.jobs.search import Search
 
 PREVIEWS_MAX = 3
+REFUSALS = (400, 409, 410, 413, 415)
+"""Of a submission: 409 and 410 speak of its idempotency key."""
 
 router = APIRouter(prefix=f"{PREFIX}/jobs", tags=["jobs"])
 
 Limit = Annotated[int, Query(ge=1, le=PAGE_MAX, description="Jobs a page.")]
 
 
-@router.post("", status_code=201, openapi_extra=body_of({JSON: "Submission"}), responses=problems(400, 413, 415))
+@router.post("", status_code=201, openapi_extra=body_of({JSON: "Submission"}), responses=problems(*REFUSALS))
 def submit(
     request: Request,
     body: Annotated[bytes, Depends(read_document)],

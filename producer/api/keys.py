@@ -6,6 +6,7 @@ from uuid import UUID
 from fastapi import APIRouter, Depends, Response
 from pydantic import BaseModel, Field
 
+from producer.api import parameters
 from producer.api.answers import PREFIX
 from producer.api.bodies import JSON, KeyRequest, parse, read_document, validated
 from producer.api.documents import body_of, problems
@@ -27,11 +28,17 @@ class KeyList(BaseModel):
     keys: list[Key]
 
 
-@router.post("", status_code=201, openapi_extra=body_of({JSON: "KeyRequest"}), responses=problems(400, 413, 415))
-def create(body: Annotated[bytes, Depends(read_document)], here: Admin, response: Response) -> NewKey:
+@router.post("", status_code=201, openapi_extra=body_of({JSON: "KeyRequest"}), responses=problems(400, 409, 413, 415))
+def create(
+    body: Annotated[bytes, Depends(read_document)],
+    here: Admin,
+    response: Response,
+    idempotency_key: parameters.Key = None,
+) -> NewKey:
     """Make a key. The answer alone holds it."""
     wanted = validated(KeyRequest, parse(body))
-    record, key = Keys(here.database).create(here.whose(wanted.tenant), wanted.name, wanted.scopes)
+    tenant, key_id = here.whose(wanted.tenant), parameters.id_by(idempotency_key, here.caller.tenant)
+    record, key = Keys(here.database).create(tenant, wanted.name, wanted.scopes, key_id=key_id)
     response.headers.update({"Location": f"{PREFIX}/keys/{record.id}", "Cache-Control": "no-store"})
     return NewKey(**record.model_dump(), key=key)
 

@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 from typing import Annotated
+from uuid import UUID, uuid4, uuid5
 
 from fastapi import Header, Path, Query, Request
 from pydantic import AfterValidator, WithJsonSchema
@@ -61,6 +62,15 @@ Key = Annotated[
         f"A key is known for {KEPT_DAYS} days.",
     ),
 ]
+
+
+def id_by(key: str | None, tenant: str) -> UUID:
+    """The id of what this tenant's caller makes: of one idempotency key it is always the same, so that nothing is made
+    twice, whatever became of the first answer."""
+    return uuid4() if key is None else uuid5(_MADE, f"{tenant} {key}")
+
+
+_MADE = UUID("0d1f5b0e-3c55-4c1e-9a39-5f0a4cbb8a11")
 
 
 class Fingerprint:

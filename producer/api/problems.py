@@ -34,10 +34,12 @@ from producer.api.openai import errors as openai
 from producer.api.parameters import IDEMPOTENCY_KEY
 from producer.jobs.errors import (
     BadCursor,
+    Deleted,
     FarmError,
     IllegalTransition,
     KeyAtWork,
     KeyReused,
+    MadeBefore,
     NotFound,
     NotReady,
     Overloaded,
@@ -69,6 +71,7 @@ class Kind:
 
 INVALID = Kind(422, "invalid", "Fields are wrong")
 INTERNAL = Kind(500, "internal", "The server made a mistake")
+ANSWER_NOT_KEPT = Kind(409, "answer-not-kept", "What was asked with this idempotency key was done")
 
 KINDS: dict[type[Exception], Kind] = {
     Malformed: Kind(400, "malformed", "The body cannot be read"),
@@ -80,7 +83,9 @@ KINDS: dict[type[Exception], Kind] = {
     BadCursor: INVALID,
     KeyReused: Kind(422, "key-reused", "The idempotency key stands for something else"),
     KeyAtWork: Kind(409, "key-at-work", "What was asked with this idempotency key is still being done"),
-    AnswerNotKept: Kind(409, "answer-not-kept", "What was asked with this idempotency key was done"),
+    AnswerNotKept: ANSWER_NOT_KEPT,
+    MadeBefore: ANSWER_NOT_KEPT,
+    Deleted: Kind(410, "deleted", "What was submitted with this idempotency key was deleted"),
     NotFound: Kind(404, "not-found", "There is no such thing"),
     NotReady: Kind(409, "not-ready", "The job has no image"),
     IllegalTransition: Kind(409, "illegal-transition", "The job's state does not allow this"),
@@ -88,6 +93,8 @@ KINDS: dict[type[Exception], Kind] = {
     openai.Ended: Kind(409, "ended", "The batch has ended"),
     openai.Undrawable: Kind(400, "undrawable", "The request cannot be drawn"),
     openai.NotDrawn: Kind(500, "not-drawn", "The job failed"),
+    openai.Unanswered: Kind(503, "unanswered", "It is submitted, and what the answer is made of is away"),
+    openai.Defect: Kind(500, "internal", "The server made a mistake"),
     openai.StillDrawing: Kind(504, "still-drawing", "The images are not drawn yet"),
     WebhookDisabled: Kind(409, "webhook-disabled", "The webhook is disabled"),
     TooManyWebhooks: Kind(409, "too-many-webhooks", "There are as many webhooks as may be"),

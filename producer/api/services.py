@@ -2,7 +2,8 @@
 the request may use them.
 
 Invariant: through ``Here`` a caller that is no administrator reaches its own tenant's rows alone, whatever the
-endpoint asks for: others' are not there. So no endpoint chooses by tenant itself.
+endpoint asks for: others' are not there. So no endpoint chooses by tenant itself. Two go past ``Here``: an
+estimate, of all that waits, which tells a time and nothing else, and a stream of events, of what ``Here`` found.
 """
 
 import logging

@@ -13,7 +13,7 @@ from producer.api.answers import PREFIX
 from producer.api.bodies import JSON, WebhookRequest, parse, read_document, validated
 from producer.api.documents import body_of, problems
 from producer.api.errors import Fault, Invalid
-from producer.api.parameters import Tenant
+from producer.api.parameters import Key, Tenant, id_by
 from producer.api.services import Here
 from producer.jobs.contract import Delivery, Webhook
 from producer.jobs.public_addresses import AddressRefused, checked_url
@@ -45,7 +45,11 @@ class DeliveryPage(BaseModel):
     "", status_code=201, openapi_extra=body_of({JSON: "WebhookRequest"}), responses=problems(400, 409, 413, 415)
 )
 def create(
-    body: Annotated[bytes, Depends(read_document)], here: Here, response: Response, tenant: Tenant = None
+    body: Annotated[bytes, Depends(read_document)],
+    here: Here,
+    response: Response,
+    tenant: Tenant = None,
+    key: Key = None,
 ) -> NewWebhook:
     """Let an address be told of events from now on. The answer alone holds the secret."""
     wanted = validated(WebhookRequest, parse(body))
@@ -53,7 +57,10 @@ def create(
         checked_url(wanted.url, private=here.settings.webhook_private)
     except AddressRefused as refused:
         raise Invalid([Fault(field="url", message=str(refused))]) from None
-    webhook, secret = Webhooks(here.database).create(here.whose(tenant), wanted.url, list(wanted.kinds))
+    webhook_id = id_by(key, here.caller.tenant)
+    webhook, secret = Webhooks(here.database).create(
+        here.whose(tenant), wanted.url, list(wanted.kinds), webhook_id=webhook_id
+    )
     response.headers.update({"Location": f"{router.prefix}/{webhook.id}", "Cache-Control": "no-store"})
     return NewWebhook(**webhook.model_dump(), secret=secret)
 

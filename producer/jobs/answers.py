@@ -26,7 +26,8 @@ PRUNED_AT_ONCE = 10_000
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer as it was given at first. Without ``body`` it is known that it was given, and not what it said."""
+    """An answer as it was given at first. Without ``body`` it is known that it was given, and not what it said; without
+    ``fingerprint`` (then there is no body either), not even to what."""
 
     status: int
     fingerprint: str | None

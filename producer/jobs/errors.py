@@ -12,6 +12,8 @@ FarmError
 ├── BadCursor           a page is asked for by a cursor that this list never gave
 ├── KeyReused           the idempotency key (.key) came before with something else
 ├── KeyAtWork           what was asked with that key is not answered yet: ask again soon
+├── MadeBefore          what is made with that key is there: look at it
+├── Deleted             what was submitted with that key was deleted since
 ├── NotReady            the job has no image (yet): .state says why
 ├── WebhookDisabled     enable it first
 ├── TooManyWebhooks     delete one first
@@ -122,6 +124,25 @@ class KeyAtWork(FarmError):
     def __init__(self, key: str) -> None:
         super().__init__(f"what was asked with the idempotency key {key!r} is still being done: ask again in a moment")
         self.key = key
+
+
+class MadeBefore(FarmError):
+    """What is to be made with an idempotency key is there already; what it holds in secret was told then, or never."""
+
+    def __init__(self, kind: str, identifier: object) -> None:
+        super().__init__(
+            f"{kind} {identifier} was made with this idempotency key, and its secret is told nobody again: use it, "
+            "or remove it and take a new idempotency key to make another"
+        )
+
+
+class Deleted(FarmError):
+    """What was submitted with an idempotency key is there no more; nothing is submitted by asking again."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(
+            f"what was submitted with the idempotency key {key!r} was deleted since: take a new key to submit it again"
+        )
 
 
 class WebhookDisabled(FarmError):

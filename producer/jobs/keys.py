@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import text
 
 from producer.jobs.contract import Scope
-from producer.jobs.errors import NotFound
+from producer.jobs.errors import MadeBefore, NotFound
 from producer.jobs.postgres import Database
 
 PREFIX = "ovis_"
@@ -62,11 +62,14 @@ class Keys:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def create(self, tenant: str, name: str, scopes: Iterable[Scope]) -> tuple[Key, str]:
-        """Make a key; it is given back this once, and kept nowhere."""
+    def create(self, tenant: str, name: str, scopes: Iterable[Scope], *, key_id: UUID | None = None) -> tuple[Key, str]:
+        """Make a key; it is given back this once, and kept nowhere.
+
+        Raises: MadeBefore: there is one with this ``key_id``.
+        """
         key = new_key()
         values = {
-            "id": uuid4(),
+            "id": key_id or uuid4(),
             "tenant": tenant,
             "name": name,
             "scopes": sorted({scope.value for scope in scopes}),
@@ -74,7 +77,10 @@ class Keys:
             "digest": digest(key),
         }
         with self._database.single() as connection:
-            return Key(**connection.execute(_CREATE, values).mappings().one()), key
+            row: Any = connection.execute(_CREATE, values).mappings().one_or_none()
+        if row is None:
+            raise MadeBefore("key", key_id)
+        return Key(**row), key
 
     def find(self, key: str) -> Bearer | None:
         """What this key stands for; None if it is none, or revoked. Notes that it was used."""
@@ -145,7 +151,8 @@ _COLUMNS = "id, tenant, name, scopes, shown, created_at, used_at, revoked_at"
 _CREATE = text(
     f"""
     INSERT INTO api_keys (id, tenant, name, scopes, shown, digest)
-    VALUES (:id, :tenant, :name, :scopes, :shown, :digest) RETURNING {_COLUMNS}
+    VALUES (:id, :tenant, :name, :scopes, :shown, :digest)
+    ON CONFLICT (id) DO NOTHING RETURNING {_COLUMNS}
     """
 )
 

@@ -24,17 +24,20 @@ Entry = TypeVar("Entry")
 class Allowance:
     """What a tenant may still hand in, in one submitting transaction. Counts nothing for a tenant without limits."""
 
-    def __init__(self, connection: Connection, tenant: str) -> None:
-        """Raises: Overloaded: the tenant may hand in nothing now."""
+    def __init__(self, connection: Connection, tenant: str, *, open_end: bool = False) -> None:
+        """``open_end``: how many will wait is known last alone, since some may be drawn already.
+
+        Raises: Overloaded: the tenant may hand in nothing now.
+        """
         self._connection = connection
         self._values = {"tenant": tenant}
-        limited = connection.execute(_LIMITED, self._values).scalar() is not None
-        self._left = self._look(least=1) if limited else None
+        self._limited = connection.execute(_LIMITED, self._values).scalar() is not None
+        self._left = self._look(least=1) if self._limited and not open_end else None
 
     def within(self, entries: Iterable[Entry]) -> Iterator[Entry]:
-        """The same, until they are more than was left: so no endless input is read in vain. Raises: Overloaded.
+        """The same, until they are more than was left: so no endless input is read in vain; with ``open_end`` all.
 
-        Asks Postgres nothing, since rows are being copied to it meanwhile.
+        Asks Postgres nothing, since rows are being copied to it meanwhile. Raises: Overloaded.
         """
         for count, entry in enumerate(entries, start=1):
             if self._left is not None:
@@ -44,7 +47,7 @@ class Allowance:
     def settle(self, jobs: int) -> None:
         """To be called last, when so many were inserted. Raises: Overloaded: with those that came meanwhile it is
         too much."""
-        if self._left is not None:
+        if self._limited:
             with as_owner(self._connection):
                 self._connection.execute(_LOCK, self._values)
                 self._connection.execute(_COUNT, self._values | {"jobs": jobs})

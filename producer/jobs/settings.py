@@ -141,7 +141,7 @@ class Durations(BaseModel):
 
     @property
     def delivery_waits_s(self) -> tuple[float, ...]:
-        """Before each further attempt of a delivery: ten attempts within three days and four hours."""
+        """Before each further attempt of a delivery, and up to a fifth more: ten attempts in three to four days."""
         return tuple(map(self._scaled, (5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400)))
 
     @property

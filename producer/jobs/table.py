@@ -388,14 +388,14 @@ submissions = Table(
     Column(
         "job_id",
         Uuid,
-        ForeignKey("jobs.id", ondelete="CASCADE", deferrable=True, initially="DEFERRED"),
+        ForeignKey("jobs.id", ondelete="SET NULL", deferrable=True, initially="DEFERRED"),
         comment="What came of it, or",
     ),
     Column(
         "batch_id",
         Uuid,
-        ForeignKey("batches.id", ondelete="CASCADE", deferrable=True, initially="DEFERRED"),
-        comment="what came of it.",
+        ForeignKey("batches.id", ondelete="SET NULL", deferrable=True, initially="DEFERRED"),
+        comment="what came of it; both NULL: it was deleted.",
     ),
     _time("created_at", "Submission.", nullable=False, server_default=func.now()),
     Index("submissions_job", "job_id"),

@@ -15,7 +15,7 @@ from uuid import UUID, uuid4
 from sqlalchemy import text
 
 from producer.jobs.contract import Delivery, EventKind, Webhook
-from producer.jobs.errors import NotFound, TooManyWebhooks, WebhookDisabled
+from producer.jobs.errors import MadeBefore, NotFound, TooManyWebhooks, WebhookDisabled
 from producer.jobs.postgres import Database
 
 SECRET_BYTES = 32
@@ -64,14 +64,22 @@ class Webhooks:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def create(self, tenant: str, url: str, kinds: Sequence[EventKind]) -> tuple[Webhook, str]:
-        """A webhook, and its secret, which nobody is told again. Raises: TooManyWebhooks."""
+    def create(
+        self, tenant: str, url: str, kinds: Sequence[EventKind], *, webhook_id: UUID | None = None
+    ) -> tuple[Webhook, str]:
+        """A webhook, and its secret, which nobody is told again.
+
+        Raises: TooManyWebhooks; MadeBefore: there is one with this ``webhook_id``.
+        """
         secret = "whsec_" + base64.b64encode(secrets.token_bytes(SECRET_BYTES)).decode()
-        values = {"id": uuid4(), "tenant": tenant, "url": url, "kinds": sorted(set(kinds)), "secret": secret}
-        with self._database.single() as connection:
-            row = connection.execute(_CREATE, values | {"most": WEBHOOKS_MAX}).mappings().one_or_none()
-        if row is None:
-            raise TooManyWebhooks(WEBHOOKS_MAX)
+        values = {"id": webhook_id or uuid4(), "tenant": tenant, "url": url, "kinds": sorted(set(kinds))}
+        with self._database.begin() as connection:
+            connection.execute(_LOCK, {"tenant": tenant})  # so that those who come at once are counted together
+            row: Any = connection.execute(_CREATE, values | {"secret": secret}).mappings().one_or_none()
+            if row is None:
+                raise MadeBefore("webhook", webhook_id)
+            if connection.execute(_COUNT, {"tenant": tenant}).scalar_one() > WEBHOOKS_MAX:
+                raise TooManyWebhooks(WEBHOOKS_MAX)
         return Webhook(**row), secret
 
     def all(self) -> list[Webhook]:
@@ -158,14 +166,16 @@ class Webhooks:
 
 _COLUMNS = "id, tenant, url, kinds, created_at, disabled_at"
 
+_LOCK = text("SELECT pg_advisory_xact_lock(hashtextextended('webhooks of ' || :tenant, 0))")
+
 _CREATE = text(
     f"""
-    INSERT INTO webhooks (id, tenant, url, secret, kinds)
-    SELECT :id, :tenant, :url, :secret, :kinds
-    WHERE (SELECT count(*) FROM webhooks WHERE tenant = :tenant) < :most
-    RETURNING {_COLUMNS}
+    INSERT INTO webhooks (id, tenant, url, secret, kinds) VALUES (:id, :tenant, :url, :secret, :kinds)
+    ON CONFLICT (id) DO NOTHING RETURNING {_COLUMNS}
     """
 )
+
+_COUNT = text("SELECT count(*) FROM webhooks WHERE tenant = :tenant")
 
 _DELIVERY_COLUMNS = "id, webhook_id, kind, data, created_at, attempts, next_at, delivered_at, last_status, last_error"
 

@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID, uuid4
 
 from psycopg.types.json import Json
@@ -15,7 +15,7 @@ from sqlalchemy import Connection, text
 
 from producer.jobs import prompt_words
 from producer.jobs.contract import Entry, Priority, Rejection, Submission, SubmissionKey
-from producer.jobs.errors import KeyAtWork, KeyReused, TooManyJobs, TooManyRejections
+from producer.jobs.errors import Deleted, KeyAtWork, KeyReused, TooManyJobs, TooManyRejections
 from producer.jobs.postgres import as_owner
 from producer.jobs.prompt_words import WordRows
 
@@ -23,14 +23,14 @@ JOBS_MAX = 1_000_000
 """Of one batch: a small file can stand for many more."""
 REJECTIONS_MAX = 100_000
 """Lines of one input that became no job. They are held in memory."""
-REJECTED_MAX_CHARACTERS = 200_000_000
+REJECTED_MAX_CHARACTERS = 50_000_000
 """Of all that those lines held."""
 
 
 def came_before(connection: Connection, tenant: str, key: SubmissionKey | None, **ids: UUID) -> Any:
     """What came of this key when it came before; None, with the key kept for ``ids``, if it is new.
 
-    Raises: KeyReused; KeyAtWork: another transaction submits with the same key at this moment.
+    Raises: KeyReused; Deleted; KeyAtWork: another transaction submits with the same key at this moment.
     """
     if key is None:
         return None
@@ -44,6 +44,8 @@ def came_before(connection: Connection, tenant: str, key: SubmissionKey | None, 
         earlier = connection.execute(_EARLIER, values).one_or_none()
     if earlier.fingerprint != key.fingerprint:
         raise KeyReused(key.key)
+    if earlier.job_id is None and earlier.batch_id is None:
+        raise Deleted(key.key)
     return earlier
 
 
@@ -116,6 +118,28 @@ def _fingerprint(request_json: str) -> bytes:
     return hashlib.sha256(request_json.encode()).digest()
 
 
+class _Row(NamedTuple):
+    """A job as it is inserted. The names are those of the columns, from which the COPY is written."""
+
+    id: UUID
+    tenant: str
+    batch_id: UUID | None
+    lane_id: int
+    position: int
+    line: int | None
+    source: Json | None
+    name: str | None
+    priority: int
+    work: float
+    request: str
+    fingerprint: bytes
+    max_failures: int
+    previews: int
+
+
+_COPY_JOBS = f"COPY jobs ({', '.join(_Row._fields)}) FROM STDIN"
+
+
 def copy_jobs(
     connection: Connection,
     to: Destination,
@@ -131,43 +155,41 @@ def copy_jobs(
             for count, entry in enumerate(entries, start=1):
                 if count > JOBS_MAX:
                     raise TooManyJobs(JOBS_MAX)
-                submission, line, source = (
-                    (entry.submission, entry.line, entry.source) if isinstance(entry, Entry) else (entry, None, None)
-                )
-                if line is None or line != last_line:
-                    lines, last_line = lines + 1, line
-                job_id = ids[count - 1] if ids else uuid4()
-                request = submission.request()
-                request_json = request.model_dump_json()
-                copy.write_row(
-                    (
-                        job_id,
-                        to.tenant,
-                        to.batch_id,
-                        to.lanes[submission.priority],
-                        count - 1,
-                        line,
-                        None if source is None else Json(source),
-                        submission.name,
-                        submission.priority.rank,
-                        request.work,
-                        request_json,
-                        _fingerprint(request_json),
-                        to.max_failures,
-                        to.previews,
-                    )
-                )
-                words.add(job_id, count - 1, request.prompt)
+                row, prompt = _row(to, entry, count - 1, ids[count - 1] if ids else uuid4())
+                if row.line is None or row.line != last_line:
+                    lines, last_line = lines + 1, row.line
+                copy.write_row(row)
+                words.add(row.id, row.position, prompt)
         with connection.connection.cursor().copy(prompt_words.COPY) as copy:
             for chunk in words.chunks():
                 copy.write(chunk)
     return count, lines
 
 
-_COPY_JOBS = """
-    COPY jobs (id, tenant, batch_id, lane_id, position, line, source, name, priority, work, request, fingerprint,
-               max_failures, previews) FROM STDIN
-"""
+def _row(to: Destination, entry: Submission | Entry, position: int, job_id: UUID) -> tuple[_Row, str]:
+    """The job's row, and its prompt."""
+    submission = entry.submission if isinstance(entry, Entry) else entry
+    line, source = (entry.line, Json(entry.source)) if isinstance(entry, Entry) else (None, None)
+    request = submission.request()
+    request_json = request.model_dump_json()
+    row = _Row(
+        id=job_id,
+        tenant=to.tenant,
+        batch_id=to.batch_id,
+        lane_id=to.lanes[submission.priority],
+        position=position,
+        line=line,
+        source=source,
+        name=submission.name,
+        priority=submission.priority.rank,
+        work=request.work,
+        request=request_json,
+        fingerprint=_fingerprint(request_json),
+        max_failures=to.max_failures,
+        previews=to.previews,
+    )
+    return row, request.prompt
+
 
 INSERT_BATCH = text(
     """

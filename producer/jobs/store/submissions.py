@@ -1,4 +1,7 @@
-"""What is handed in: the commit is the promise. How rows are written stands in ``inserting``."""
+"""What is handed in: the commit is the promise. How rows are written stands in ``inserting``.
+
+What is answered is read before the commit: nothing can go wrong after it, and look as if nothing had been submitted.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -24,7 +27,7 @@ from producer.jobs.store.inserting import (
     without_rejections,
 )
 from producer.jobs.store.part import notify
-from producer.jobs.store.reading import Reading
+from producer.jobs.store.reading import Reading, batch_where, job_where
 
 
 class Submissions(Reading):
@@ -40,7 +43,9 @@ class Submissions(Reading):
         deduplicate: bool = False,
         previews: int = 0,
     ) -> Job:
-        """Insert one job, alone. A ``key`` that came before gives the job of then. Raises: KeyReused, Overloaded.
+        """Insert one job, alone. A ``key`` that came before gives the job of then.
+
+        Raises: KeyReused, Deleted, Overloaded.
 
         ``previews`` unfinished pictures are wanted on the way, 0 to 3.
         ``deduplicate``: if the tenant has the very image already, its job is the answer, and nothing is inserted.
@@ -56,7 +61,7 @@ class Submissions(Reading):
                 copy_jobs(connection, to, [submission], [job_id])
                 allowance.settle(1)
                 notify(connection)
-        return self.job(job_id if earlier is None else earlier.job_id)
+            return job_where(connection, job_id if earlier is None else earlier.job_id)
 
     def submit_batch(
         self,
@@ -77,7 +82,7 @@ class Submissions(Reading):
         undoes everything and passes on. Rejections are held in memory until the jobs are in. A ``key`` that came
         before gives the batch of then, and reads nothing.
 
-        Raises: KeyReused, Overloaded, TooManyJobs, TooManyRejections.
+        Raises: KeyReused, Deleted, Overloaded, TooManyJobs, TooManyRejections.
 
         ``deduplicate``: what the tenant has drawn already is not drawn again; such jobs have succeeded at once, with
         the image of the other (``Job.copy_of``).
@@ -86,15 +91,13 @@ class Submissions(Reading):
         with self._begin() as connection:
             earlier = came_before(connection, tenant, key, batch_id=batch_id)
             if earlier is None:
-                allowance = Allowance(connection, tenant)
+                allowance = Allowance(connection, tenant, open_end=deduplicate)
                 connection.execute(text("SET LOCAL statement_timeout = 0"))
                 batch = {"id": batch_id, "tenant": tenant, "name": name, "weight": weight, "file": file_id}
                 connection.execute(INSERT_BATCH, batch | {"metadata": Json(dict(metadata or {}))})
                 lanes = batch_lanes(connection, tenant, batch_id)
                 rejections: list[Rejection] = []
-                good = without_rejections(entries, rejections)
-                if not deduplicate:  # else nobody knows yet how many will wait
-                    good = allowance.within(good)
+                good = allowance.within(without_rejections(entries, rejections))
                 count, lines = copy_jobs(connection, Destination(tenant, batch_id, lanes, max_failures), good)
                 insert_rejections(connection, tenant, batch_id, rejections)
                 counts = {"jobs": count, "lines": lines, "rejected": len(rejections)}
@@ -103,7 +106,7 @@ class Submissions(Reading):
                     connection.execute(SHARE_DRAWN, {"batch": batch_id, "tenant": tenant})
                 allowance.settle(count)
                 notify(connection)
-        return self.batch(batch_id if earlier is None else earlier.batch_id)
+            return batch_where(connection, batch_id if earlier is None else earlier.batch_id)
 
     def refuse_batch(
         self,
@@ -116,7 +119,7 @@ class Submissions(Reading):
         metadata: Mapping[str, str] | None = None,
     ) -> Batch:
         """Insert a batch that holds no job, and why: its whole input was refused. A ``key`` that came before gives the
-        batch of then. Raises: KeyReused."""
+        batch of then. Raises: KeyReused, Deleted."""
         batch_id = uuid4()
         batch = {"id": batch_id, "tenant": tenant, "name": name, "weight": 1.0, "file": file_id}
         values = batch | {"metadata": Json(dict(metadata or {})), "refused": Json([dict(fault) for fault in refused])}
@@ -124,4 +127,4 @@ class Submissions(Reading):
             earlier = came_before(connection, tenant, key, batch_id=batch_id)
             if earlier is None:
                 connection.execute(REFUSE_BATCH, values)
-        return self.batch(batch_id if earlier is None else earlier.batch_id)
+            return batch_where(connection, batch_id if earlier is None else earlier.batch_id)

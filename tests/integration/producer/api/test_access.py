@@ -369,6 +369,15 @@ def test_a_person_logs_in_sees_the_own_farm_and_logs_out(
     assert stranger.get("/", headers=PAGE).status_code == 303
 
 
+@pytest.mark.parametrize("origin", ["http://[", "http://[::1", "http://a\u2100", "http://]", "null"])
+def test_an_origin_that_is_no_url_is_another_sites(api: httpx.Client, origin: str) -> None:
+    headers = {"Origin": origin.encode()}
+    refused(api.post(JOBS, json={"prompt": "a"}, headers=headers), 403)
+    refused(api.post("/login", data={"key": new_key()}, headers=headers), 403)
+    refused(api.post("/logout", headers=headers), 403)
+    assert api.get(JOBS, headers=headers).json()["jobs"] == []
+
+
 def test_a_browser_whose_key_was_revoked_is_led_to_the_form(stranger: httpx.Client, store: Store) -> None:
     record, key = Keys(store.database).create("acme", "browser", [Scope.READ])
     stranger.post("/login", data={"key": key})

@@ -2,11 +2,14 @@
 
 import json
 import resource
+import socket
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from tests.farm import Farmhand
@@ -87,6 +90,31 @@ def test_a_caller_that_goes_away_while_sending_submits_nothing(api: httpx.Client
         api.post(BATCHES, params={"name": "b"}, content=broken(), headers=NDJSON)
     time.sleep(0.3)
     assert api.get(BATCHES).json()["batches"] == []
+
+
+def test_documents_on_their_way_fill_no_memory(api: httpx.Client) -> None:
+    """The server is in this process, so its memory is this process's."""
+    head = f"POST {BATCHES} HTTP/1.1\r\nHost: {api.base_url.host}\r\nContent-Type: application/json\r\n"
+    piece, pieces = b" " * 1_000_000, 40
+    before = psutil.Process().memory_info().rss
+    with ExitStack() as callers:
+        for _ in range(4):
+            caller = socket.create_connection((api.base_url.host, api.base_url.port or 80), timeout=60)
+            callers.enter_context(caller)
+            caller.sendall(f"{head}Content-Length: {len(piece) * pieces + 1}\r\n\r\n".encode())
+            for _ in range(pieces):
+                caller.sendall(piece)
+        grown = psutil.Process().memory_info().rss - before
+    assert grown < 60_000_000, f"{grown:,} bytes of 160,000,000"
+    assert api.get(BATCHES).json()["batches"] == []
+
+
+def test_a_document_of_many_pieces_is_read_whole(api: httpx.Client) -> None:
+    jobs = [{"prompt": f"boat {n} " + "x" * 900, "width": 64, "height": 64} for n in range(3_000)]
+    response = api.post(BATCHES, json={"name": "boats", "jobs": jobs})
+    assert response.status_code == 201, response.text
+    assert len(response.request.content) > 2_000_000
+    assert response.json()["jobs"] == 3_000
 
 
 def test_two_hundred_thousand_lines_are_one_batch_in_constant_memory(api: httpx.Client) -> None:

@@ -203,6 +203,23 @@ def test_a_stream_ends_when_its_key_is_revoked(settings: Settings, store: Store)
         assert list(heard) == []
 
 
+def test_open_streams_take_none_of_the_tenants_requests_a_second(settings: Settings, store: Store) -> None:
+    _, secret = Keys(store.database).create("acme", "acme's", [Scope.READ])
+    job = store.submit(Submission(prompt="a"), max_failures=3, tenant="acme")
+    own = settings.model_copy(update={"require_keys": True, "time_scale": 0.01})  # which beats each 0.15 s
+    with (
+        serving(own) as url,
+        httpx.Client(base_url=url, timeout=60, headers={"Authorization": f"Bearer {secret}"}) as client,
+        streaming(client, f"{JOBS}/{job.id}"),
+    ):
+        store.set_tenant("acme", {"max_requests_s": 1})
+        answers = []
+        for _ in range(4):
+            time.sleep(1.2)
+            answers.append(client.get(f"{JOBS}/{job.id}").status_code)
+    assert answers == [200] * 4
+
+
 def test_nobody_follows_another_tenants_jobs(settings: Settings, store: Store) -> None:
     _, secret = Keys(store.database).create("other", "other's", [Scope.READ])
     job = store.submit(Submission(prompt="a"), max_failures=3, tenant="acme")

@@ -9,7 +9,9 @@ import pytest
 from sqlalchemy import text
 
 from producer.jobs.answers import LOST_S, Answers, Held
+from producer.jobs.contract import Scope, Submission
 from producer.jobs.errors import KeyAtWork
+from producer.jobs.keys import Keys
 from producer.jobs.store import Store
 from tests.integration.producer.api.test_jobs import assert_problem
 
@@ -118,6 +120,24 @@ def test_a_key_may_have_255_visible_characters(api: httpx.Client) -> None:
     assert post(key).json()["id"] == post(key).json()["id"]
 
 
+def test_the_same_bytes_of_another_media_type_are_another_submission(api: httpx.Client) -> None:
+    first = poster(api, BATCHES, f"{NDJSON}; charset=utf-8", ROW, name="boats")("k1")
+    assert first.status_code == 201
+    problem = assert_problem(poster(api, BATCHES, "text/csv", ROW, name="boats")("k1"), 422)
+    assert problem["type"] == "urn:ovis-batch:problem:key-reused"
+    assert poster(api, BATCHES, NDJSON.upper(), ROW, name="boats")("k1").json()["id"] == first.json()["id"]
+
+
+def test_what_was_deleted_is_not_submitted_again_by_a_late_retry(api: httpx.Client) -> None:
+    post = poster(api, BATCHES, NDJSON, ROW, name="boats")
+    assert api.delete(post("k1").headers["location"]).status_code == 204
+    problem = assert_problem(post("k1"), 410)
+    assert problem["type"] == "urn:ovis-batch:problem:deleted"
+    assert_problem(post("k1", name="ships"), 422)
+    assert submitted(api) == (0, 0)
+    assert post("k2").status_code == 201
+
+
 # All other POSTs: answered from what was kept of the first answer.
 
 
@@ -189,7 +209,9 @@ def test_answers_are_removed_after_some_days(api: httpx.Client, job: str, store:
     assert api.post(f"{job}/cancel", headers=keyed("k1")).is_success
     assert Answers(store.database).prune() == 0
     grow_old(store, 8 * 24 * 3600)
-    assert Answers(store.database).prune() == 1
+    Answers(store.database).prune()  # the API does so, too, now and then
+    with store.database.begin() as connection:
+        assert connection.execute(text("SELECT key FROM answers")).all() == []
 
 
 def test_keys_of_submissions_are_removed_after_some_days_and_what_they_made_stays(
@@ -201,7 +223,7 @@ def test_keys_of_submissions_are_removed_after_some_days_and_what_they_made_stay
         connection.execute(text("UPDATE submissions SET created_at = created_at - interval '8 days'"))
     post("k2")
     there = submitted(api)
-    assert Answers(store.database).prune() == 1
+    Answers(store.database).prune()  # the API does so, too, now and then
     assert submitted(api) == there
     with store.database.begin() as connection:
         assert connection.execute(text("SELECT key FROM submissions")).scalars().all() == ["k2"]
@@ -226,6 +248,50 @@ def test_a_new_api_key_is_never_kept_and_no_second_one_is_made(api: httpx.Client
     assert len(api.get("/api/v1/keys").json()["keys"]) == 1
     with store.database.begin() as connection:
         assert connection.execute(text("SELECT status, body FROM answers")).one() == (201, None)
+
+
+SECRETS = {
+    "/api/v1/keys": ({"name": "shop"}, {"name": "other"}),
+    "/api/v1/webhooks": ({"url": "https://a.example/"}, {"url": "https://b.example/"}),
+}
+
+
+@pytest.mark.parametrize("path", SECRETS)
+def test_another_body_is_told_from_the_first_though_no_answer_is_kept(api: httpx.Client, path: str) -> None:
+    first, other = SECRETS[path]
+    assert api.post(path, json=first, headers=keyed("k1")).status_code == 201
+    assert assert_problem(api.post(path, json=other, headers=keyed("k1")), 422)["type"].endswith(":key-reused")
+    assert assert_problem(api.post(path, json=first, headers=keyed("k1")), 409)["type"].endswith(":answer-not-kept")
+    assert len(api.get(path).json()[path.rpartition("/")[2]]) == 1
+
+
+@pytest.mark.parametrize("path", SECRETS)
+def test_no_second_is_made_though_the_answer_was_lost_behind_the_commit(
+    api: httpx.Client, store: Store, path: str
+) -> None:
+    made = api.post(path, json=SECRETS[path][0], headers=keyed("k1"))
+    with store.database.begin() as connection:
+        connection.execute(text("DELETE FROM answers"))  # as after any failure
+    problem = assert_problem(api.post(path, json=SECRETS[path][0], headers=keyed("k1")), 409)
+    assert problem["type"] == "urn:ovis-batch:problem:answer-not-kept"
+    assert made.json()["id"] in problem["detail"], "so that it can be found and removed"
+    assert len(api.get(path).json()[path.rpartition("/")[2]]) == 1
+    assert api.post(path, json=SECRETS[path][0], headers=keyed("k2")).status_code == 201
+
+
+def test_what_an_administrator_was_told_of_other_tenants_is_told_to_no_other(api: httpx.Client, store: Store) -> None:
+    def bearer(*scopes: Scope) -> dict[str, str]:
+        return {"Authorization": f"Bearer {Keys(store.database).create('default', 'test', scopes)[1]}"}
+
+    admin, plain = bearer(Scope.ADMIN), bearer(Scope.SUBMIT, Scope.READ)
+    batch = store.submit_batch("secret", [Submission(prompt="a")], max_failures=3, tenant="acme")
+    path = f"{BATCHES}/{batch.id}/pause"
+    assert api.post(path, headers=admin | keyed("k1")).json()["name"] == "secret"
+    assert_problem(api.post(path, headers=plain), 404)
+    refused = api.post(path, headers=plain | keyed("k1"))
+    assert assert_problem(refused, 422)["type"] == "urn:ovis-batch:problem:key-reused"
+    assert "secret" not in refused.text
+    assert api.post(path, headers=bearer(Scope.ADMIN) | keyed("k1")).headers["idempotency-replayed"] == "true"
 
 
 def test_a_form_is_the_same_whatever_boundary_its_library_drew(api: httpx.Client) -> None:

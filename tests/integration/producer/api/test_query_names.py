@@ -45,6 +45,23 @@ def test_what_has_no_parameters_and_what_is_a_path_s_is_refused_too(api: httpx.C
     assert api.get(f"{PREFIX}/jobs/{job}").json()["state"] == "queued"
 
 
+def test_what_takes_one_value_is_not_given_two(api: httpx.Client) -> None:
+    assert told(api.get("/api/v1/jobs?state=queued&state=failed&limit=3")) == {
+        "state": "is given 2 times, and takes one value"
+    }
+    asked = "name=a&name=b&vary=seed%3D1..2&vary=steps%3D1,2"
+    found = told(api.post(f"/api/v1/batches?{asked}", content="prompt\na boat\n", headers=CSV))
+    assert list(found) == ["name"]
+    assert api.get("/api/v1/batches").json()["batches"] == []
+
+
+def test_what_takes_several_values_may_be_given_several(api: httpx.Client) -> None:
+    asked = "name=a&vary=seed%3D1..2&vary=steps%3D1,2"
+    batch = api.post(f"/api/v1/batches?{asked}", content="prompt\na boat\n", headers=CSV).json()
+    assert batch["jobs"] == 4
+    assert api.post(f"/api/v1/batches/{batch['id']}/retry?state=failed&state=cancelled").status_code == 200
+
+
 def test_of_very_many_names_the_first_are_told(api: httpx.Client) -> None:
     query = "&".join(f"x{number}" for number in range(3_000))
     assert len(told(api.get(f"/api/v1/jobs?{query}"))) == 20
@@ -63,7 +80,11 @@ def test_the_names_that_are_known_are_those_that_the_document_tells(settings: Se
         for method in route.methods:
             described = document[route.path][method.lower()]
             assert "422" in described["responses"]
-            asked = {one["name"] for one in described.get("parameters", []) if one["in"] == "query"}
+            asked = {
+                one["name"]: "array" in str(one["schema"])
+                for one in described.get("parameters", [])
+                if one["in"] == "query"
+            }
             assert names_of(route.dependant) == asked, route.path
             seen += len(asked)
     assert seen > 30

@@ -65,6 +65,35 @@ def test_whatever_is_sent_no_answer_is_the_servers_mistake(api: httpx.Client, th
     assert not mistakes, "\n\n".join(mistakes)
 
 
+NO_URL = ("http://[", "http://[::1", "http://a\xe2\x84\x80", "//", "null", "", "\xff")
+FORM = "multipart/form-data; boundary"
+ODD_HEADERS: tuple[dict[str, str], ...] = (
+    *({"Origin": origin} for origin in NO_URL),
+    *({"Host": host} for host in ("[", "[::1", "127.0.0.1:x", "\xff")),
+    *(
+        {"Content-Type": of}
+        for of in ("\xff", f"{FORM}*=x''%ff; boundary*0=\xff", f"{FORM}=\xff", f"{FORM}=", ";;=;*=")
+    ),
+    {"Authorization": "Bearer ovis_\xff"},
+    {"Cookie": "ovis_key=\xff; =;;", "Origin": "http://["},
+    {"Last-Event-ID": "\xff", "Accept": "\xff"},
+)
+
+
+def test_whatever_headers_are_sent_no_answer_is_the_servers_mistake(api: httpx.Client) -> None:
+    described = api.get("/openapi.json").json()["paths"]
+    asked = [("POST", path) for path, methods in described.items() if "post" in methods]
+    assert len(asked) > 15
+    mistakes = []
+    for number, odd in enumerate(ODD_HEADERS):
+        for method, path in [*asked, ("POST", "/login"), ("POST", "/logout"), ("GET", "/"), ("GET", "/api/v1/jobs")]:
+            headers = {"Idempotency-Key": f"{number} {method} {path}".replace(" ", "-")} | odd
+            raw = {name.encode(): value.encode("latin-1") for name, value in headers.items()}
+            status = api.request(method, path, headers=raw).status_code
+            mistakes += [(method, path, odd, status)] if status >= 500 else []
+    assert not mistakes
+
+
 def mistakes_of(operation: APIOperation, there: dict[str, str]) -> Iterator[str]:
     """How one operation can be made to answer 5xx, if it can."""
 

@@ -6,7 +6,8 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -292,6 +293,28 @@ def test_a_tenant_has_a_few_webhooks(store: Store) -> None:
     with pytest.raises(TooManyWebhooks):
         told(store, "https://example.com/", "acme")
     told(store, "https://example.com/", "other")
+
+
+def test_a_tenant_has_no_more_webhooks_however_many_are_made_at_once(store: Store) -> None:
+    for _ in range(WEBHOOKS_MAX - 1):
+        told(store, "https://example.com/", "acme")
+    own = store.of("acme")
+
+    def make(_: int) -> bool:
+        with suppress(TooManyWebhooks):
+            return bool(told(own, "https://example.com/", "acme"))
+        return False
+
+    def waiting() -> int:
+        return int(watching.exec_driver_sql("SELECT count(*) FROM pg_locks WHERE NOT granted").scalar_one())
+
+    with ThreadPoolExecutor(3) as pool, store.database.single() as watching:
+        with store.database.begin() as connection:
+            connection.execute(text("LOCK TABLE webhooks IN SHARE MODE"))
+            made = pool.map(make, range(3))
+            until(lambda: waiting() == 3)
+        assert sum(made) == 1
+    assert len(Webhooks(own.database).all()) == WEBHOOKS_MAX
 
 
 def test_a_late_note_neither_revives_what_was_disabled_nor_undoes_a_resend(store: Store) -> None:

@@ -15,6 +15,7 @@ from producer.jobs.queue import Queue
 from producer.jobs.search import Search
 from producer.jobs.settings import Settings
 from producer.jobs.store import Store
+from tests.farm import Farmhand
 from tests.integration.producer.jobs.test_dispatcher import SLOW, beat, submit, take_turns
 
 BOAT = Submission(prompt="a boat", seed=1)
@@ -60,6 +61,24 @@ def test_a_batch_beyond_the_limit_is_not_made_at_all(store: Store, deduplicate: 
     assert refused.value.retry_after_s >= 1
     assert store.batches() == []
     assert store.submit_batch("five", [BOAT] * 5, max_failures=3, tenant="acme", deduplicate=deduplicate).jobs == 5
+
+
+def test_what_is_drawn_already_is_answered_though_no_more_may_wait(store: Store, settings: Settings) -> None:
+    hand = Farmhand(settings)
+    hand.beat()
+    drawn = store.submit(BOAT, max_failures=3, tenant="acme")
+    hand.succeed(drawn)
+    hand.close()
+    store.set_tenant("acme", {"max_queued": 1})
+    store.submit(BOAT, max_failures=3, tenant="acme")
+    assert store.submit(BOAT, max_failures=3, tenant="acme", deduplicate=True).id == drawn.id
+    batch = store.submit_batch("three", [BOAT] * 3, max_failures=3, tenant="acme", deduplicate=True)
+    assert batch.counts["succeeded"] == 3
+    new = Submission(prompt="another boat", seed=1)
+    with pytest.raises(Overloaded):
+        store.submit(new, max_failures=3, tenant="acme", deduplicate=True)
+    with pytest.raises(Overloaded):
+        store.submit_batch("more", [BOAT, new], max_failures=3, tenant="acme", deduplicate=True)
 
 
 def test_an_input_without_end_is_read_no_further_than_the_limit(store: Store) -> None:

@@ -1,6 +1,7 @@
 """What a body may hold before it is a submission."""
 
 import json
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -29,6 +30,17 @@ from producer.jobs.contract import Submission
 def test_what_is_no_json_is_malformed(body: bytes) -> None:
     with pytest.raises(Malformed):
         bodies.parse(body)
+
+
+def test_a_document_that_would_fill_the_memory_is_refused_before_it_is_parsed() -> None:
+    body = b'{"name": "a", "jobs": [' + b"{}," * 5_000_000 + b"{}]}"
+    tracemalloc.start()
+    try:
+        with pytest.raises(TooLarge, match="x-ndjson"):
+            bodies.parse_batch(body)
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize(
