@@ -72,13 +72,19 @@ class Farmhand:
         self.store.close()
         self.storage.close()
 
-    def beat(self, drawing: list[dict[str, object]] | None = None, device: str = "cpu", capacity: int = 4) -> None:
+    def beat(
+        self,
+        drawing: list[dict[str, object]] | None = None,
+        device: str = "cpu",
+        capacity: int = 4,
+        model: str = "tiny",
+    ) -> None:
         """A heartbeat of a worker that draws this."""
         description = {
             "host": "workbench",
             "pid": 4242,
             "device": device,
-            "model": "tiny",
+            "model": model,
             "revision": "0",
             "version": "0.1.0",
             "capacity": capacity,

@@ -46,11 +46,12 @@ class Models:
 
 _MODELS = text(
     """
-    SELECT model, min(started_at) AS since FROM workers
-    WHERE model IN (
+    WITH live AS (
         SELECT model FROM workers WHERE stopped_at IS NULL AND heartbeat_at > now() - interval '1 minute'
-        UNION (SELECT model FROM workers ORDER BY heartbeat_at DESC LIMIT 1)
     )
+    SELECT model, min(started_at) AS since FROM workers
+    WHERE model IN (SELECT model FROM live)
+       OR NOT EXISTS (SELECT FROM live) AND model = (SELECT model FROM workers ORDER BY heartbeat_at DESC LIMIT 1)
     GROUP BY model ORDER BY model
     """
 )

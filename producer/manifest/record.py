@@ -47,7 +47,7 @@ def too_large(record: Record) -> tuple[Problem, ...]:
 
 
 def kept(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What a rejection keeps of a row: all of it, or the beginnings of its first cells where it is too large."""
+    """All of a row, or where that is too large the beginnings of its first cells: for what no size refuses."""
     if _fits(values):
         return dict(values)
     beginnings: dict[str, Any] = {}

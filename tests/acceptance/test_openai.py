@@ -121,6 +121,7 @@ def test_two_hundred_lines_with_three_bad_ones_are_uploaded_polled_and_read_back
     assert [found["custom_id"] for found in output] == [f"banner-{number}" for number in good]
     assert {found["response"]["status_code"] for found in output} == {200}
     assert picture(output[0]["response"]["body"]["data"][0]["url"]).size == (64, 64)
+    assert {found["response"]["body"]["usage"]["total_tokens"] for found in output} == {0}
     images = output[7]["response"]["body"]["data"]
     shades = [Image.open(io.BytesIO(base64.b64decode(image["b64_json"]))).getpixel((0, 0)) for image in images]
     assert shades == [(7, 7, 7), (8, 8, 8), (9, 9, 9)], "the seeds of a line's images follow on each other"
@@ -148,7 +149,9 @@ def test_images_are_drawn_while_the_caller_waits(client: OpenAI) -> None:
     pictures = [picture(image.url) for image in drawn.data]
     assert [(one.format, one.size) for one in pictures] == [("WEBP", (64, 64))] * 2
     assert [getattr(image, "seed", None) for image in drawn.data] == [11, 12]
-    assert (drawn.size, drawn.output_format, drawn.usage) == ("64x64", "webp", None)
+    assert (drawn.size, drawn.output_format) == ("64x64", "webp")
+    assert drawn.usage is not None
+    assert drawn.usage.total_tokens == 0
 
     (inline,) = (
         client.images.generate(
@@ -168,6 +171,7 @@ def test_a_streamed_image_ends_with_the_image(client: OpenAI) -> None:
     assert [event.type for event in events[:-1]] == ["image_generation.partial_image"] * (len(events) - 1)
     assert events[-1].type == "image_generation.completed"
     assert Image.open(io.BytesIO(base64.b64decode(events[-1].b64_json))).size == (64, 64)
+    assert events[-1].usage.total_tokens == 0
 
 
 def test_wrong_requests_raise_the_packages_own_errors(client: OpenAI) -> None:

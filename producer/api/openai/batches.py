@@ -1,7 +1,6 @@
 """``/v1/batches``: every batch of the farm, and new ones out of uploaded files."""
 
-from collections.abc import Mapping
-from typing import Annotated, Literal, TypedDict
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.concurrency import run_in_threadpool
@@ -11,12 +10,13 @@ from pipeline.request import Text
 from producer.api.bodies import JSON, parse, read_document, spooled, validated
 from producer.api.documents import body_of
 from producer.api.errors import Fault, Invalid
+from producer.api.openai.contents import Endpoint
 from producer.api.openai.documents import errors
-from producer.api.openai.errors import Ended
+from producer.api.openai.errors import PREFIX, Ended, submitted
 from producer.api.openai.files import batch_of, content_of, row_of
-from producer.api.openai.identifiers import FileId, Part, batch_id, called
+from producer.api.openai.identifiers import FileId, Part, batch_id, batch_name, called
 from producer.api.openai.lines import Input, Refused
-from producer.api.openai.progress import ENDED, Progress, progress_of
+from producer.api.openai.progress import ENDED, Progress, Window, progress_of
 from producer.api.parameters import Fingerprint, Key
 from producer.api.services import Here, Services
 from producer.jobs import contract
@@ -29,7 +29,9 @@ PAIRS_MAX = 16
 MetadataKey = Annotated[Text, StringConstraints(max_length=64)]
 MetadataValue = Annotated[Text, StringConstraints(max_length=512)]
 
-router = APIRouter(prefix="/v1/batches", tags=["openai"])
+BATCHES = f"{PREFIX}/batches"
+
+router = APIRouter(prefix=BATCHES, tags=["openai"])
 
 
 class BatchCreation(BaseModel):
@@ -38,15 +40,9 @@ class BatchCreation(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     input_file_id: str
-    endpoint: Literal["/v1/images/generations"]
-    completion_window: Literal["24h"] = Field(description="Means nothing: batches do not expire.")
+    endpoint: Endpoint
+    completion_window: Window = Field(description="Means nothing: batches do not expire.")
     metadata: dict[MetadataKey, MetadataValue] | None = Field(default=None, max_length=PAIRS_MAX)
-
-
-class _Facts(TypedDict):
-    tenant: str
-    file_id: str
-    metadata: Mapping[str, str] | None
 
 
 class ProgressList(BaseModel):
@@ -65,8 +61,9 @@ async def create(
 ) -> Progress:
     """Make a batch of a file's lines. When this answers, the file was read and no job of it can be lost.
 
-    A line that is no request, has another url, or repeats a ``custom_id`` fails the whole batch, with the number of
-    each such line; nothing is drawn then. A request that cannot be drawn goes to the error file, alone.
+    A line that is no request, has another url, repeats a ``custom_id``, or names a model that the farm cannot promise
+    (as of single images) fails the whole batch, with the number of each such line; nothing is drawn then. A request
+    that cannot be drawn goes to the error file, alone.
     """
     asked = validated(BatchCreation, parse(body))
     source = FileId.read(asked.input_file_id)
@@ -75,23 +72,33 @@ async def create(
     fingerprint = Fingerprint(request)
     fingerprint.add(body)
     made = await here.bulk.begin(_made, asked, source, here, fingerprint.with_key(key))
-    (progress,) = await run_in_threadpool(progress_of, [made], here)
+    with submitted(f"{BATCHES}/{batch_name(made.id)}"):
+        (progress,) = await run_in_threadpool(progress_of, [made], here)
     return progress
 
 
 def _made(asked: BatchCreation, source: FileId, here: Services, key: SubmissionKey | None) -> contract.Batch:
     name = row_of(source, here).name if source.part is None else batch_of(source, here).name
-    facts = _Facts(tenant=here.whose(None), file_id=str(source), metadata=asked.metadata)
+    tenant, file_id, metadata = here.whose(None), str(source), asked.metadata
     with spooled() as file:  # so that no transaction waits for the bucket
         for piece in content_of(source, here):
             file.write(piece)
         file.seek(0)
         lines = Input(file, [model.name for model in Models(here.database).all()])
         try:
-            most = here.settings.max_failures
-            return here.store.submit_batch(name, lines.entries(), max_failures=most, key=key, **facts)
+            return here.store.submit_batch(
+                name,
+                lines.entries(),
+                max_failures=here.settings.max_failures,
+                tenant=tenant,
+                key=key,
+                file_id=file_id,
+                metadata=metadata,
+            )
         except Refused as refused:
-            return here.store.refuse_batch(name, refused.faults, key=key, **facts)
+            return here.store.refuse_batch(
+                name, refused.faults, tenant=tenant, key=key, file_id=file_id, metadata=metadata
+            )
 
 
 @router.get("", responses=errors(404))

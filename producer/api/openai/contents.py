@@ -1,12 +1,14 @@
 """What stands in the files of batches: input, output and errors, each line written from rows when it is read.
 
-One line of output for each line of the input, whatever number of images it asked for; it is in the output file if all
-of them are there, and in the error file otherwise. A batch that came in another way has one line for each of its jobs.
-No more than one page of rows and one image is in memory.
+Where the input was OpenAI's, there is one line of output for each of its lines, whatever number of images that asked
+for: in the output file if all of them are there, and in the error file otherwise. A batch that came in another way has
+one line for each of its jobs, in its input file, too: a row of a manifest may have become many jobs, and what its
+columns are called means nothing here. No more than one page of rows and one image is in memory.
 """
 
 import json
 from collections.abc import Callable, Generator, Iterator
+from dataclasses import replace
 from heapq import merge
 from itertools import groupby
 from typing import Any, Literal, NamedTuple
@@ -14,13 +16,16 @@ from typing import Any, Literal, NamedTuple
 from producer.api.openai.errors import error, fault_of
 from producer.api.openai.generation import body_of
 from producer.api.openai.identifiers import Part
-from producer.api.openai.pictures import Pictures
+from producer.api.openai.pictures import Pictures, Usage
 from producer.jobs.contract import Batch, Job, Rejection, State
 from producer.jobs.store import Store
 
-ENDPOINT: Literal["/v1/images/generations"] = "/v1/images/generations"
-METHOD: Literal["POST"] = "POST"
-PAGE = 1000
+Endpoint = Literal["/v1/images/generations"]
+ENDPOINT: Endpoint = "/v1/images/generations"
+Method = Literal["POST"]
+METHOD: Method = "POST"
+PAGE = 250
+"""Rows that are in memory at once: each holds what its line held."""
 PIECE_BYTES = 65_536
 
 
@@ -60,8 +65,8 @@ class Content(NamedTuple):
     def _drawn(self, jobs: list[Job]) -> Iterator[bytes]:
         """One image after the other, since ten of them are too many for memory."""
         created = max(int(job.finished_at.timestamp()) for job in jobs if job.finished_at)
-        body: dict[str, Any] = {"created": created, "output_format": jobs[0].request.format.value, "data": []}
-        response = {"status_code": 200, "request_id": jobs[0].id.hex, "body": body}
+        body = {"created": created, "output_format": jobs[0].request.format.value, "usage": Usage().model_dump()}
+        response = {"status_code": 200, "request_id": jobs[0].id.hex, "body": body | {"data": []}}
         line = json.dumps({**_identity(jobs[0]), "error": None, "response": response})
         yield line.removesuffix("]}}}").encode()
         inline = (jobs[0].source or {}).get("response_format") == "b64_json"
@@ -71,19 +76,26 @@ class Content(NamedTuple):
 
     def _lines(self) -> Iterator[list[Job]]:
         """The jobs of each line, in the order of the input, where they stand together."""
+        if not self._ours:
+            return ([job] for job in self._jobs())
         return (list(jobs) for _, jobs in groupby(self._jobs(), key=_number))
 
     def _jobs(self) -> Iterator[Job]:
         after = -1
         while page := self.store.batch_jobs(self.batch.id, after=after, limit=PAGE):
-            yield from page
+            yield from page if self._ours else (job.model_copy(update={"source": None}) for job in page)
             after = page[-1].position
 
     def _rejections(self) -> Iterator[Rejection]:
         after = 0
         while page := self.store.rejections(self.batch.id, after=after, limit=PAGE):
-            yield from page
+            yield from page if self._ours else (replace(rejection, source={}) for rejection in page)
             after = page[-1].line
+
+    @property
+    def _ours(self) -> bool:
+        """Whether the input was OpenAI's, and so what each line held."""
+        return self.batch.file_id is not None
 
 
 def _number(job: Job) -> int:

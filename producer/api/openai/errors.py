@@ -3,19 +3,29 @@
 ApiError
 └── NotAgain
     ├── StillDrawing    the caller has waited as long as it may; the jobs go on
+    ├── Unanswered      it is submitted, and what the answer is made of is away
+    │   └── Defect      and the server made a mistake
     ├── NotDrawn        a job ended without an image
     │   └── Undrawable  and would again: the request is at fault
     └── Ended           a batch that has ended cannot be cancelled
 
-The ``openai`` package asks again by itself after a 409 and after any 5xx. That would draw the images of these a second
-time, so their answers forbid it (``X-Should-Retry``).
+The ``openai`` package asks again by itself after a 409 and after any 5xx, and sends no idempotency key. That would draw
+images a second time, so whatever goes wrong once a submission is committed forbids it (``X-Should-Retry``): see
+``submitted``. What no header can forbid is a connection that breaks: the caller's while it waits, or Postgres's in the
+commit itself. Who must draw nothing twice even then sends an ``Idempotency-Key``.
 """
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-from producer.api.errors import ApiError, Fault
+from producer.api.answers import PREFIX as NATIVE
+from producer.api.errors import ApiError, Busy, Fault
 from producer.jobs.contract import Job, State
+from producer.jobs.errors import FarmError, NotFound
+
+log = logging.getLogger(__name__)
 
 PREFIX = "/v1"
 UNSPOKEN = "there is nothing here: of images only images/generations is spoken, beside models, files and batches"
@@ -37,8 +47,22 @@ class StillDrawing(NotAgain):
     """The images are not there yet; their jobs go on."""
 
     def __init__(self, jobs: list[Job], waited_s: float) -> None:
-        paths = ", ".join(f"/api/v1/jobs/{job.id}" for job in jobs)
+        paths = ", ".join(paths_of(jobs))
         super().__init__(f"not drawn within {waited_s:g} s; nothing is lost and the drawing goes on: see {paths}")
+
+
+class Unanswered(NotAgain):
+    """It was submitted and goes on, but it cannot be told how."""
+
+    def __init__(self, paths: Iterable[str], why: object) -> None:
+        super().__init__(f"{why}. Nothing is lost, what was asked for is submitted: see {', '.join(paths)}")
+
+
+class Defect(Unanswered):
+    """The same, by a mistake of the server."""
+
+    def __init__(self, paths: Iterable[str]) -> None:
+        super().__init__(paths, "the answer met a defect of the server; its log tells more")
 
 
 class NotDrawn(NotAgain):
@@ -57,6 +81,30 @@ class Ended(NotAgain):
 
     def __init__(self, status: str) -> None:
         super().__init__(f"the batch is {status}: only one that has not ended can be cancelled")
+
+
+def paths_of(jobs: Iterable[Job]) -> list[str]:
+    """Where the native API has them."""
+    return [f"{NATIVE}/jobs/{job.id}" for job in jobs]
+
+
+@contextmanager
+def submitted(*paths: str) -> Iterator[None]:
+    """Whatever goes wrong within names what was submitted before, by these paths, and is not asked again.
+
+    Raises: NotAgain; NotFound: somebody has deleted it, and nobody asks again after that either.
+    """
+    try:
+        yield
+    except (NotAgain, NotFound):
+        raise
+    except Busy as error:
+        raise Unanswered(paths, "the server does as much as it can") from error
+    except FarmError as error:
+        raise Unanswered(paths, error) from error
+    except Exception as error:
+        log.exception("an answer about %s could not be made", ", ".join(paths))
+        raise Defect(paths) from error
 
 
 INVALID_REQUEST = "invalid_request"

@@ -171,7 +171,8 @@ def uploaded(
     limit: Annotated[int, Query(ge=1, le=PAGE_MAX)] = PAGE_MAX,
     order: Literal["asc", "desc"] = "desc",
 ) -> FileObjects:
-    """Uploaded files. Outputs and errors are named by their batches."""
+    """Uploaded files. Outputs and errors are named by their batches, and in no list: ``purpose=batch_output`` finds
+    none, since how long such a file is can only be found by writing it."""
     last = FileId.read(after).id if after else None
     with called("file", after):
         found = Files(here.database).page(limit=limit + 1, after=last, purpose=purpose, oldest_first=order == "asc")

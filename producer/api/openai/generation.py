@@ -36,7 +36,7 @@ class Generation(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     prompt: str = Field(description="What to draw.")
-    model: str | None = Field(default=None, description="One of /v1/models; absent: whatever the farm draws with.")
+    model: str | None = Field(default=None, description="That of /v1/models, if it is the only one; absent: any.")
     n: Annotated[int, Number] = Field(
         default=1, ge=1, le=IMAGES_MAX, description="Images; with a seed, each of the next has one more."
     )

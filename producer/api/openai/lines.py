@@ -7,18 +7,19 @@ raised at the end: by then the first faults are known, not only one.
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from math import isfinite
-from typing import IO, Annotated, Any, Literal
+from typing import IO, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from pipeline.request import Text
 from producer.api.bodies import parse
 from producer.api.errors import Fault, Invalid, Malformed
-from producer.api.openai.contents import METHOD
+from producer.api.openai.contents import METHOD, Endpoint, Method
 from producer.api.openai.generation import read_generation
+from producer.api.openai.models import unpromised
 from producer.api.problems import faults_of
 from producer.jobs.contract import Entry, Rejection
-from producer.manifest.record import storable
+from producer.manifest.record import kept, storable
 
 LINES_MAX = 50_000
 LINE_MAX_BYTES = 1_000_000
@@ -49,14 +50,14 @@ class Line(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     custom_id: Annotated[Text, StringConstraints(min_length=1, max_length=CUSTOM_ID_MAX)]
-    method: Literal["POST"] = Field(description=f"{METHOD}, as of each of them.")
-    url: Literal["/v1/images/generations"]
+    method: Method = Field(description=f"{METHOD}, as of each of them.")
+    url: Endpoint
     body: dict[str, Any]
 
 
 @dataclass
 class Input:
-    """The lines of one input. ``models`` are the names that a body may give."""
+    """The lines of one input. ``models`` are what the farm draws with; a body may name one if there is no other."""
 
     file: IO[bytes]
     models: Collection[str]
@@ -107,10 +108,17 @@ class Input:
         if len(self._lines_by_id) > LINES_MAX:
             raise _refused("too_many_lines", number, f"a batch has at most {LINES_MAX:,} lines")
         model = line.body.get("model")
-        if isinstance(model, str) and model not in self.models:
+        if isinstance(model, str):
+            self._check_model(number, model)
+        return line
+
+    def _check_model(self, number: int, model: str) -> None:
+        """Raises: Refused."""
+        if model not in self.models:
             known = ", ".join(self.models) or "none yet, since no worker has been seen"
             raise _refused("model_not_found", number, f"is none that the farm draws with: {known}", "body.model")
-        return line
+        if len(self.models) > 1:
+            raise _refused("model_not_promised", number, unpromised(self.models), "body.model")
 
 
 def _parsed(number: int, raw: bytes) -> Line:
@@ -141,7 +149,7 @@ def _refused(code: str, line: int | None, message: str, param: str | None = None
 def _entries(number: int, line: Line) -> Iterator[Entry | Rejection]:
     """One job for each image of the line. What the line held goes along with each, and comes back in the results."""
     name = {"custom_id": line.custom_id}
-    source = name | _plain(line.body) | name  # it stands first, and no field of the body takes its place
+    source = name | kept(_plain(line.body)) | name  # it stands first, and no field of the body takes its place
     try:
         generation, submissions = read_generation(line.body)
     except Invalid as error:

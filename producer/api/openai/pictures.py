@@ -3,10 +3,28 @@
 from base64 import b64encode
 from typing import Any, Literal
 
+from pydantic import BaseModel
+
 from producer.jobs.contract import Job
 from producer.jobs.storage import Storage
 
 Delivery = Literal["url", "b64_json"]
+
+
+class TokenDetails(BaseModel):
+    """Of what is handed in."""
+
+    image_tokens: int = 0
+    text_tokens: int = 0
+
+
+class Usage(BaseModel):
+    """Nothing: there are no tokens to be paid for. OpenAI's package reads it nevertheless."""
+
+    input_tokens: int = 0
+    input_tokens_details: TokenDetails = TokenDetails()
+    output_tokens: int = 0
+    total_tokens: int = 0
 
 
 class Pictures:

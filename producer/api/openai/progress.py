@@ -9,14 +9,15 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from producer.api.openai.contents import ENDPOINT
+from producer.api.openai.contents import ENDPOINT, Endpoint
 from producer.api.openai.identifiers import FileId, Part, batch_name
 from producer.api.services import Services
 from producer.jobs import contract
 from producer.jobs.contract import State
 from producer.jobs.lines import LineCounts, Lines
 
-WINDOW: Literal["24h"] = "24h"
+Window = Literal["24h"]
+WINDOW: Window = "24h"
 Status = Literal["failed", "in_progress", "finalizing", "completed", "cancelling", "cancelled"]
 ENDED = frozenset({"failed", "completed", "cancelled"})
 
@@ -38,7 +39,7 @@ class LineFaults(BaseModel):
 
 
 class RequestCounts(BaseModel):
-    """Lines of the input, whatever number of images each asked for."""
+    """Lines of the input, whatever number of images each asked for; jobs, where the batch came in another way."""
 
     total: int
     completed: int
@@ -50,10 +51,10 @@ class Progress(BaseModel):
 
     id: str
     object: Literal["batch"] = "batch"
-    endpoint: Literal["/v1/images/generations"] = ENDPOINT
+    endpoint: Endpoint = ENDPOINT
     errors: LineFaults | None = None
     input_file_id: str
-    completion_window: Literal["24h"] = WINDOW
+    completion_window: Window = WINDOW
     status: Status
     output_file_id: str | None = None
     error_file_id: str | None = None
@@ -108,8 +109,8 @@ def _times(batch: contract.Batch, status: Status) -> dict[str, Any]:
     times = {"created_at": created_at, "in_progress_at": created_at}
     if status in {"cancelling", "cancelled"}:
         times["cancelling_at"] = cancelled_at
-    if status == "cancelled":
-        times["cancelled_at"] = cancelled_at
+    if status == "cancelled":  # with the end of its last job; that may have come before the cancel, too
+        times["cancelled_at"] = max(finished_at or 0, cancelled_at or 0)
     if status == "completed":
         times |= {"finalizing_at": finished_at, "completed_at": finished_at}
     return times

@@ -3,7 +3,7 @@ and ``image_generation.completed``.
 
 A partial image is the last preview that a worker has left in the bucket when somebody looks; one that is replaced
 before that is never sent, so there may be fewer than were asked for. Errors are an event too: the status has long been
-sent.
+sent. The bucket is read in the places that downloads have, one piece each: see ``places``.
 """
 
 import json
@@ -13,15 +13,14 @@ from base64 import b64encode
 from collections.abc import AsyncIterator
 from typing import Any
 
-from fastapi.concurrency import run_in_threadpool
-
 from pipeline.request import ImageFormat
-from producer.api.openai.errors import NotDrawn, StillDrawing, error, not_drawn
+from producer.api.openai.errors import NotDrawn, StillDrawing, Unanswered, error, not_drawn, paths_of, submitted
 from producer.api.openai.generation import AUTO, Generation
+from producer.api.openai.pictures import Usage
 from producer.api.openai.waiting import Waiting
 from producer.api.services import Services
 from producer.jobs.contract import Job, State
-from producer.jobs.errors import FarmError, NotFound
+from producer.jobs.errors import NotFound
 
 log = logging.getLogger(__name__)
 
@@ -34,13 +33,14 @@ ALIVE_S = 15
 async def events(generation: Generation, job: Job, here: Services, waiting: Waiting) -> AsyncIterator[bytes]:
     """The events of one image, the last of them the image or an error."""
     try:
-        async for event in _drawing(generation, job, here, waiting):
-            yield event
+        with submitted(*paths_of([job])):
+            async for event in _drawing(generation, job, here, waiting):
+                yield event
     except StillDrawing as late:
         yield _failure(late, 504, "still_drawing")
     except NotDrawn as failed:
         yield _failure(failed, 500, "not_drawn")
-    except FarmError as away:
+    except (Unanswered, NotFound) as away:
         log.warning("job %s: its stream ended: %s", job.id, away)
         yield _failure(away, 503, "unavailable")
 
@@ -60,10 +60,10 @@ async def _drawing(generation: Generation, job: Job, here: Services, waiting: Wa
                 yield b": it is still being drawn\n\n"
                 continue
             if standing.state.terminal:
-                yield await run_in_threadpool(_completed, generation, job, here)
+                yield await here.transfers.go_on(_completed, generation, job, here)
                 return
             if standing.preview_key and standing.preview_key not in shown and len(shown) < generation.partial_images:
-                preview = await run_in_threadpool(_preview, here, standing.preview_key)
+                preview = await here.transfers.go_on(_preview, here, standing.preview_key)
                 if preview is not None:
                     partial = {"partial_image_index": len(shown), "output_format": PREVIEW_FORMAT}
                     yield _event("image_generation.partial_image", generation, preview, **partial)
@@ -74,7 +74,8 @@ def _completed(generation: Generation, job: Job, here: Services) -> bytes:
     ended = here.store.job(job.id)
     if ended.state is not State.SUCCEEDED or ended.object_key is None:
         raise not_drawn(ended)
-    return _event("image_generation.completed", generation, here.storage.get(ended.object_key))
+    image = here.storage.get(ended.object_key)
+    return _event("image_generation.completed", generation, image, usage=Usage().model_dump())
 
 
 def _preview(here: Services, key: str) -> bytes | None:

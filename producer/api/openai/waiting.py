@@ -1,6 +1,6 @@
 """Waits for jobs without a thread for each: one question to the store for all that anybody waits for, again and again.
 
-It asks while somebody waits. A store that is away is asked again; whoever waits has a limit of its own.
+It asks while somebody waits. Whatever goes wrong, it asks again; whoever waits has a limit of its own.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ from uuid import UUID
 from fastapi.concurrency import run_in_threadpool
 
 from producer.jobs.contract import Standing
-from producer.jobs.errors import NotFound, Unavailable
+from producer.jobs.errors import NotFound
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +54,7 @@ class Waiting:
         self._pause_s = pause_s
         self._seats: set[Seat] = set()
         self._asking: asyncio.Task[None] | None = None
+        self._missing = False
 
     @contextmanager
     def seat(self, job_id: UUID) -> Iterator[Seat]:
@@ -86,8 +87,11 @@ class Waiting:
         seats = list(self._seats)
         try:
             found = await run_in_threadpool(self._look, [seat.job_id for seat in seats])
-        except Unavailable as error:
-            log.warning("requests wait for images longer: %s", error)
+        except Exception as error:  # if this ended, nobody would be told anything any more: say so once, and go on
+            if not self._missing:
+                log.warning("requests wait for images longer: %s", error, exc_info=True)
+            self._missing = True
             return
+        self._missing = False
         for seat in seats:
             seat.tell(found.get(seat.job_id))

@@ -1,8 +1,7 @@
-"""Batches by OpenAI's package: what is refused, how far they are, and that both doors show the same."""
+"""Batches by OpenAI's package: what is refused, how far they are, how they end."""
 
-import csv
-import io
 import json
+from contextlib import closing
 from typing import Any
 from uuid import UUID
 
@@ -12,9 +11,10 @@ import psycopg
 import pytest
 from openai import OpenAI
 
-from producer.jobs.contract import Job, Rejection, Submission
+from producer.jobs.contract import Job
 from producer.jobs.search import Search
 from producer.jobs.settings import Settings
+from producer.manifest.record import ROW_MAX_BYTES
 from tests.farm import Farmhand
 from tests.integration.producer.api.openai.conftest import ENDPOINT, batch_of, line, read
 from tests.waiting import until
@@ -65,6 +65,28 @@ def test_each_fault_of_an_input_is_named_with_its_line_and_nothing_is_drawn(clie
         (11, "unknown_parameter", "nul\\x00"),
     ]
     assert Search(hand.store.database).jobs().found == []
+
+
+def test_a_line_that_names_one_of_several_models_is_refused(client: OpenAI, hand: Farmhand, settings: Settings) -> None:
+    hand.beat()
+    assert batch_of(client, line("one", model="tiny")).status == "in_progress"
+    with closing(Farmhand(settings)) as other:
+        other.beat(model="other")
+    faults = errors_of(batch_of(client, line("one", model="tiny"), line("two"), line("three", model="other")))
+    assert [(fault.line, fault.code, fault.param) for fault in faults] == [
+        (1, "model_not_promised", "body.model"),
+        (3, "model_not_promised", "body.model"),
+    ]
+    assert "several models at the moment (other, tiny)" in faults[0].message
+    assert batch_of(client, line("two")).status == "in_progress"
+
+
+def test_each_image_of_a_line_carries_no_more_of_it_than_a_row_of_a_manifest(client: OpenAI, hand: Farmhand) -> None:
+    batch = batch_of(client, line("long", n=3, user="u" * 500_000))
+    jobs = hand.store.batch_jobs(UUID(native_id(batch.id)))
+    assert len(jobs) == 3
+    assert all((job.source or {})["custom_id"] == "long" for job in jobs)
+    assert all(len(json.dumps(job.source)) < ROW_MAX_BYTES for job in jobs)
 
 
 def test_an_input_without_a_line_or_with_too_many_is_refused(client: OpenAI) -> None:
@@ -128,59 +150,21 @@ def test_what_is_drawn_of_a_cancelled_batch_is_in_its_output(client: OpenAI, han
     )
 
 
+def test_a_batch_is_cancelled_when_its_last_job_has_ended(client: OpenAI, hand: Farmhand, settings: Settings) -> None:
+    batch = client.batches.cancel(batch_of(client, line("one")).id)
+    until(lambda: hand.store.batches()[0].finished_at)
+    with psycopg.connect(settings.require("database_url")) as connection:
+        connection.execute("UPDATE batches SET finished_at = cancelled_at + interval '7 seconds'")
+    found = client.batches.retrieve(batch.id)
+    assert (found.cancelling_at, found.cancelled_at) == (batch.cancelling_at, (batch.cancelling_at or 0) + 7)
+
+
 def test_a_batch_that_has_ended_is_not_cancelled(client: OpenAI, hand: Farmhand) -> None:
     batch = batch_of(client, line("one"))
     draw_all(hand, hand.store.batch_jobs(hand.store.batches()[0].id))
     completed(client, batch.id)
     with pytest.raises(openai.ConflictError, match="completed"):
         client.batches.cancel(batch.id)
-
-
-def test_a_batch_of_either_door_is_seen_through_the_other(client: OpenAI, api: httpx.Client, hand: Farmhand) -> None:
-    rows = [{"prompt": "茶", "width": 80, "height": 64, "seed": 9}, {"prompt": "b", "format": "jpeg", "quality": 71}]
-    native = api.post("/api/v1/batches", json={"name": "teas", "jobs": rows}).json()
-    made = batch_of(client, line("one"), metadata={"for": "autumn"})
-    seen = api.get(f"/api/v1/batches/{native_id(made.id)}").json()
-    assert (seen["name"], seen["jobs"], seen["metadata"]) == ("lines.jsonl", 1, {"for": "autumn"})
-    assert [found.id for found in client.batches.list(limit=1)] == [made.id, f"batch_{native['id'].replace('-', '')}"]
-
-    found = client.batches.retrieve(f"batch_{native['id'].replace('-', '')}")
-    jobs = hand.store.batch_jobs(native["id"])
-    lines = read(client, found.input_file_id)
-    assert [one["custom_id"] for one in lines] == [f"job-{job.id}" for job in jobs]
-    again = client.batches.create(
-        input_file_id=found.input_file_id, endpoint="/v1/images/generations", completion_window="24h"
-    )
-    same = hand.store.batch_jobs(hand.store.batches(1)[0].id)
-    assert [job.request for job in same] == [job.request for job in jobs]
-    assert again.input_file_id == found.input_file_id
-    draw_all(hand, jobs)
-    done = completed(client, found.id)
-    assert [one["custom_id"] for one in read(client, done.output_file_id)] == [f"job-{job.id}" for job in jobs]
-
-
-def test_rejected_rows_of_a_native_batch_are_in_its_error_file(client: OpenAI, hand: Farmhand) -> None:
-    entries = [Submission(prompt="a"), Rejection(2, {"prompt": ""}, "empty", "says nothing", "prompt")]
-    batch = hand.store.submit_batch("partial", entries, max_failures=1)
-    draw_all(hand, hand.store.batch_jobs(batch.id))
-    found = completed(client, f"batch_{batch.id.hex}")
-    assert counts(found) == (2, 1, 1)
-    (rejected,) = read(client, found.error_file_id)
-    assert (rejected["custom_id"], rejected["response"]["body"]["error"]["message"]) == ("line-2", "says nothing")
-
-
-@pytest.mark.parametrize("kind", ["csv", "jsonl"])
-def test_the_results_of_good_and_bad_lines_hold_what_their_bodies_held(
-    client: OpenAI, api: httpx.Client, hand: Farmhand, kind: str
-) -> None:
-    wrong = {"prompt": "oai bad\x00", "size": "9x9", "custom_id": "other"}
-    batch_of(client, line("good", prompt="oai good"), line("bad") | {"body": wrong})
-    (batch,) = hand.store.batches()
-    table = api.get(f"/api/v1/batches/{batch.id}/results", params={"format": kind}).content.decode("utf-8-sig")
-    rows = csv.DictReader(io.StringIO(table)) if kind == "csv" else map(json.loads, table.splitlines())
-    good, bad = rows
-    assert (good["custom_id"], good["prompt"], good["size"]) == ("good", "oai good", "64x64")
-    assert (bad["custom_id"], bad["prompt"], bad["size"]) == ("bad", "oai bad\ufffd", "9x9")
 
 
 def test_a_size_that_is_too_small_is_told_once_with_its_sides(client: OpenAI, hand: Farmhand) -> None:

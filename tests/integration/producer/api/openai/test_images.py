@@ -3,6 +3,8 @@
 import base64
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from typing import Any
 
 import httpx
@@ -10,11 +12,16 @@ import openai
 import pytest
 from openai import OpenAI
 
+from producer.api import services
 from producer.jobs.contract import Job, Priority
 from producer.jobs.search import Search
 from producer.jobs.settings import Settings
-from tests.farm import Farmhand
+from producer.jobs.storage import Storage
+from tests.farm import Farmhand, serving
 from tests.waiting import until
+
+WAITING = 45
+"""Callers: more than there are threads."""
 
 
 class Drawer(threading.Thread):
@@ -164,3 +171,75 @@ def test_models_are_those_of_the_workers_that_were_seen(client: OpenAI, hand: Fa
     hand.store.farewell(hand.id)
     (model,) = client.models.list().data
     assert (model.id, model.object, client.models.retrieve("tiny").id) == ("tiny", "model", "tiny")
+
+
+def test_a_model_is_promised_only_while_there_is_no_other(client: OpenAI, hand: Farmhand, settings: Settings) -> None:
+    asked: dict[str, Any] = {"prompt": "a", "size": "64x64"}
+    hand.beat()
+    with closing(Farmhand(settings)) as other:
+        other.beat(model="other")
+        assert [model.id for model in client.models.list()] == ["other", "tiny"]
+        for name in ("tiny", "other"):
+            with pytest.raises(openai.BadRequestError, match="cannot promise one: leave it out") as refused:
+                client.images.generate(**asked, model=name)
+            assert (refused.value.param, refused.value.code) == ("model", "invalid_value")
+        with pytest.raises(openai.NotFoundError):
+            client.images.generate(**asked, model="dall-e-2")
+        assert Search(hand.store.database).jobs().found == []
+        drawer = Drawer(hand, 1, "succeed")
+        assert client.images.generate(**asked).data
+        drawer.join()
+        hand.beat()
+        other.beat(model="other")
+        other.store.farewell(other.id)  # it is the one that was seen last
+    assert [model.id for model in client.models.list()] == ["tiny"]
+    drawer = Drawer(hand, 1, "succeed", before=1)
+    assert client.images.generate(**asked, model="tiny").data
+    drawer.join()
+
+
+def test_there_are_no_tokens_to_be_paid_for(client: OpenAI, hand: Farmhand) -> None:
+    drawer = Drawer(hand, 1, "succeed")
+    drawn = client.images.generate(prompt="a", size="64x64")
+    drawer.join()
+    assert drawn.usage is not None
+    assert (drawn.usage.total_tokens, drawn.usage.input_tokens_details.text_tokens) == (0, 0)
+    stream = client.images.generate(prompt="a", size="64x64", stream=True)
+    drawer = Drawer(hand, 1, "succeed", before=1)
+    (event,) = list(stream)
+    drawer.join()
+    assert event.type == "image_generation.completed"
+    assert (event.usage.total_tokens, event.usage.input_tokens_details.image_tokens) == (0, 0)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_images_that_wait_for_the_bucket_leave_threads_to_small_requests(
+    settings: Settings, hand: Farmhand, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    there = threading.Event()
+    asked = threading.Semaphore(0)
+    get = Storage.get
+
+    def slow(storage: Storage, key: str) -> bytes:
+        asked.release()
+        assert there.wait(60)
+        return get(storage, key)
+
+    monkeypatch.setattr(Storage, "get", slow)
+    body = {"prompt": "a", "size": "64x64", "response_format": "b64_json", "stream": stream}
+    limits = httpx.Limits(max_connections=100)
+    with (
+        serving(settings) as url,
+        httpx.Client(base_url=url, timeout=120, limits=limits) as callers,
+        ThreadPoolExecutor(WAITING) as pool,
+    ):
+        try:
+            answers = [pool.submit(callers.post, "/v1/images/generations", json=body) for _ in range(WAITING)]
+            Drawer(hand, WAITING, "succeed").join()
+            for _ in range(services.TRANSFER_PLACES):
+                assert asked.acquire(timeout=60)
+            assert not asked.acquire(timeout=0.5)
+            assert callers.get("/v1/models", timeout=20).status_code == 200
+        finally:
+            there.set()
+        assert {answer.result().status_code for answer in answers} == {200}
