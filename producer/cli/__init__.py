@@ -76,7 +76,7 @@ def _hint(error: Exception) -> str:
         return ": start a farm with `ovis-batch up`, or set OVIS_API_URL"
     if isinstance(error, Overloaded) and error.retry_after_s is not None:
         return f": come back in {error.retry_after_s:,.0f} s"
-    return ": set OVIS_API_KEY to it" if isinstance(error, Unauthorized) else ""
+    return ": set OVIS_API_KEY to one that holds" if isinstance(error, Unauthorized) else ""
 
 
 def _exit_code(error: Exception) -> int:

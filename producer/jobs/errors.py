@@ -17,7 +17,7 @@ FarmError
 ├── NotReady            the job has no image (yet): .state says why
 ├── WebhookDisabled     enable it first
 ├── TooManyWebhooks     delete one first
-├── TooManyJobs         hand them in as several batches
+├── TooManyJobs         hand them in as several batches, or in several days
 ├── TooManyRejections   mend what makes so many lines wrong
 ├── TooManyColumns      no table holds as many: take JSON lines
 └── IllegalTransition   .state cannot go there
@@ -160,10 +160,10 @@ class TooManyWebhooks(FarmError):
 
 
 class TooManyJobs(FarmError):
-    """No batch holds as many jobs."""
+    """No batch holds as many jobs, or none of this tenant ever may: it is of no use to ask again."""
 
-    def __init__(self, most: int) -> None:
-        super().__init__(f"there are more than {most:,} jobs, and a batch has no more: hand them in as several batches")
+    def __init__(self, most: int, why: str = "a batch has no more: hand them in as several batches") -> None:
+        super().__init__(f"there are more than {most:,} jobs, and {why}")
 
 
 class TooManyRejections(FarmError):

@@ -8,11 +8,12 @@ What a person sends back to the queue (a retry) waits beyond the limit and is no
 """
 
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, text
 
-from producer.jobs.errors import Overloaded
+from producer.jobs.errors import Overloaded, TooManyJobs
 from producer.jobs.postgres import Database, as_owner
 
 QUEUE_RETRY_S = 30
@@ -37,11 +38,17 @@ class Allowance:
     def within(self, entries: Iterable[Entry]) -> Iterator[Entry]:
         """The same, until they are more than was left: so no endless input is read in vain; with ``open_end`` all.
 
-        Asks Postgres nothing, since rows are being copied to it meanwhile. Raises: Overloaded.
+        Asks Postgres nothing, since rows are being copied to it meanwhile. Raises: Overloaded; TooManyJobs: they are
+        more than ever may be at once.
         """
+        entries = iter(entries)
         for count, entry in enumerate(entries, start=1):
             if self._left is not None:
-                _check(self._left, least=count)
+                try:
+                    _check(self._left, least=count)
+                except Overloaded:
+                    _check_ever(self._left, count, entries)
+                    raise
             yield entry
 
     def settle(self, jobs: int) -> None:
@@ -65,6 +72,15 @@ def _check(left: Any, least: int) -> None:
         raise Overloaded(f"at most {left.max_queued:,} jobs of this tenant may wait", QUEUE_RETRY_S)
     if left.day_left is not None and left.day_left < least:
         raise Overloaded(f"this tenant may submit at most {left.max_a_day:,} jobs in 24 hours", left.day_retry_s)
+
+
+def _check_ever(left: Any, count: int, more: Iterator[object]) -> None:
+    """Raises: TooManyJobs: with ``more`` these are too many however long one waits."""
+    for most, what in ((left.max_queued, "may wait"), (left.max_a_day, "may be submitted in 24 hours")):
+        if most is not None:
+            count += sum(1 for _ in islice(more, max(0, most + 1 - count)))
+            if count > most:
+                raise TooManyJobs(most, f"no more of this tenant {what}: hand in fewer, or have its limit raised")
 
 
 def room_to_draw(database: Database) -> dict[str, int]:

@@ -86,7 +86,7 @@ def checked_url(url: str, *, private: bool) -> httpx.URL:
     if len(url) > URL_MAX_CHARACTERS:
         raise AddressRefused(f"is longer than {URL_MAX_CHARACTERS} characters")
     if parsed.scheme not in ({"https", "http"} if private else {"https"}):
-        raise AddressRefused("must begin with https://")
+        raise AddressRefused("must begin with https:// (http:// may, where OVIS_WEBHOOK_PRIVATE=1)")
     port = 443 if parsed.port is None else parsed.port
     if not HOST.fullmatch(host) or parsed.userinfo or parsed.fragment or not 0 < port <= PORT_MAX:
         raise AddressRefused("must be https://host/path, without a user and without #")

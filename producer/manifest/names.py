@@ -29,7 +29,8 @@ class Names:
             earlier = self._lines.get(key)
             if earlier is not None or (name and self._is_place_of_unnamed(name)):
                 of = f"of line {earlier}" if earlier else "of an image without a name"
-                return Problem(line, "name", f"{shown!r} is the name {of} already: names must differ")
+                told = f"{shown!r} is the name {of} already: names must differ, by another column or {{seed}}"
+                return Problem(line, "name", told)
             if name:
                 within[key] = shown
         self._lines.update(dict.fromkeys(within, line))

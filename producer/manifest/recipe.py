@@ -103,7 +103,7 @@ class Recipe:
         problems += self._unknown(line, columns)
         there = {*columns, *self._defaults, *self._varied, *DEFAULTS, SIZE}
         for column in sorted(self._used - there):
-            problems.append(Problem(line, column, "is used by a template and is no column of the file"))
+            problems.append(Problem(line, column, "is used by the template or the name, and is no column of the file"))
         if self._prompt is None and "prompt" not in {*map(meant, columns), *there}:
             there_are = ", ".join(columns)
             problems.append(Problem(line, "prompt", f"is missing: the columns are {there_are[:200]}"))

@@ -10,7 +10,7 @@ from sqlalchemy import text
 
 from producer.jobs.contract import Message, Submission, SubmissionKey
 from producer.jobs.dispatcher import Dispatcher
-from producer.jobs.errors import Overloaded
+from producer.jobs.errors import Overloaded, TooManyJobs
 from producer.jobs.queue import Queue
 from producer.jobs.search import Search
 from producer.jobs.settings import Settings
@@ -56,11 +56,21 @@ def test_no_more_are_let_in_than_the_limit_however_many_come_at_once(store: Stor
 @pytest.mark.parametrize("deduplicate", [False, True])
 def test_a_batch_beyond_the_limit_is_not_made_at_all(store: Store, deduplicate: bool) -> None:
     store.set_tenant("acme", {"max_queued": 5})
+    store.submit(BOAT, max_failures=3, tenant="acme")
     with pytest.raises(Overloaded) as refused:
-        store.submit_batch("six", [BOAT] * 6, max_failures=3, tenant="acme", deduplicate=deduplicate)
+        store.submit_batch("five", [BOAT] * 5, max_failures=3, tenant="acme", deduplicate=deduplicate)
     assert refused.value.retry_after_s >= 1
     assert store.batches() == []
-    assert store.submit_batch("five", [BOAT] * 5, max_failures=3, tenant="acme", deduplicate=deduplicate).jobs == 5
+    assert store.submit_batch("four", [BOAT] * 4, max_failures=3, tenant="acme", deduplicate=deduplicate).jobs == 4
+
+
+@pytest.mark.parametrize(("limit", "told"), [("max_queued", "may wait"), ("max_a_day", "in 24 hours")])
+def test_a_batch_that_no_waiting_lets_in_is_not_told_to_come_back(store: Store, limit: str, told: str) -> None:
+    store.set_tenant("acme", {limit: 5})
+    store.submit(BOAT, max_failures=3, tenant="acme")
+    with pytest.raises(TooManyJobs, match=f"more than 5 jobs, and no more of this tenant .*{told}"):
+        store.submit_batch("six", [BOAT] * 6, max_failures=3, tenant="acme")
+    assert store.batches() == []
 
 
 def test_what_is_drawn_already_is_answered_though_no_more_may_wait(store: Store, settings: Settings) -> None:
@@ -91,7 +101,7 @@ def test_an_input_without_end_is_read_no_further_than_the_limit(store: Store) ->
             read += 1
             yield BOAT
 
-    with pytest.raises(Overloaded):
+    with pytest.raises(TooManyJobs):
         store.submit_batch("endless", endless(), max_failures=3, tenant="acme")
     assert read == 101
 

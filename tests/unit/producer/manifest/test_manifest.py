@@ -421,7 +421,7 @@ def test_a_wrong_line_of_json_is_told(line: str, told: str) -> None:
 @pytest.mark.parametrize(
     ("text", "options", "told"),
     [
-        ("a\nx\n", {"template": "{a} {b}"}, "line 1, column 'b': is used by a template and is no column"),
+        ("a\nx\n", {"template": "{a} {b}"}, "line 1, column 'b': is used by the template or the name"),
         ("a,b\nx,\n", {"template": "{a} {b}"}, "line 2, column 'b': is empty, and template uses it"),
         ("prompt,sku\nx,\n", {"file_name": "{sku}"}, "line 2, column 'sku': is empty, and file_name uses it"),
         ("prompt,a\nx,y\n", {"template": "{a}"}, "column 'prompt': is a column, but the template makes the prompt"),
