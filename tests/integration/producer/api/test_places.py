@@ -1,6 +1,5 @@
 """Small requests are answered however much that takes long is asked for at once."""
 
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
@@ -13,8 +12,8 @@ from producer.api import services
 from producer.api.bodies import NDJSON
 from producer.jobs.contract import Batch
 from producer.jobs.settings import Settings
-from producer.jobs.storage import Storage
 from tests.farm import Farmhand
+from tests.integration.producer.api.conftest import SlowBucket
 from tests.integration.producer.api.test_jobs import assert_problem
 from tests.integration.producer.api.test_results import hand_in, submission
 from tests.waiting import until
@@ -139,18 +138,8 @@ def drawn(hand: Farmhand) -> Batch:
 
 
 def test_many_downloads_that_wait_for_the_bucket_leave_threads_to_small_requests(
-    api: httpx.Client, drawn: Batch, monkeypatch: pytest.MonkeyPatch
+    api: httpx.Client, drawn: Batch, slow_bucket: SlowBucket
 ) -> None:
-    there = threading.Event()
-    asked = threading.Semaphore(0)
-    get = Storage.get
-
-    def slow(storage: Storage, key: str) -> bytes:
-        asked.release()
-        assert there.wait(60)
-        return get(storage, key)
-
-    monkeypatch.setattr(Storage, "get", slow)
     limits = httpx.Limits(max_connections=100)
     with (
         httpx.Client(base_url=api.base_url, timeout=120, limits=limits) as browsers,
@@ -158,8 +147,8 @@ def test_many_downloads_that_wait_for_the_bucket_leave_threads_to_small_requests
     ):
         try:
             for _ in range(services.TRANSFER_PLACES):
-                assert asked.acquire(timeout=30)
+                assert slow_bucket.asked.acquire(timeout=30)
             assert api.get("/api/v1/jobs", timeout=MOST_S).status_code == 200
         finally:
-            there.set()
+            slow_bucket.there.set()
         assert {answer.result().status_code for answer in answers} == {200}

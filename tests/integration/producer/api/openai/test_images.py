@@ -16,8 +16,8 @@ from producer.api import services
 from producer.jobs.contract import Job, Priority
 from producer.jobs.search import Search
 from producer.jobs.settings import Settings
-from producer.jobs.storage import Storage
 from tests.farm import Farmhand, serving
+from tests.integration.producer.api.conftest import SlowBucket
 from tests.waiting import until
 
 WAITING = 45
@@ -214,18 +214,8 @@ def test_there_are_no_tokens_to_be_paid_for(client: OpenAI, hand: Farmhand) -> N
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_images_that_wait_for_the_bucket_leave_threads_to_small_requests(
-    settings: Settings, hand: Farmhand, monkeypatch: pytest.MonkeyPatch, stream: bool
+    settings: Settings, hand: Farmhand, slow_bucket: SlowBucket, stream: bool
 ) -> None:
-    there = threading.Event()
-    asked = threading.Semaphore(0)
-    get = Storage.get
-
-    def slow(storage: Storage, key: str) -> bytes:
-        asked.release()
-        assert there.wait(60)
-        return get(storage, key)
-
-    monkeypatch.setattr(Storage, "get", slow)
     body = {"prompt": "a", "size": "64x64", "response_format": "b64_json", "stream": stream}
     limits = httpx.Limits(max_connections=100)
     with (
@@ -237,9 +227,9 @@ def test_images_that_wait_for_the_bucket_leave_threads_to_small_requests(
             answers = [pool.submit(callers.post, "/v1/images/generations", json=body) for _ in range(WAITING)]
             Drawer(hand, WAITING, "succeed").join()
             for _ in range(services.TRANSFER_PLACES):
-                assert asked.acquire(timeout=60)
-            assert not asked.acquire(timeout=0.5)
+                assert slow_bucket.asked.acquire(timeout=60)
+            assert not slow_bucket.asked.acquire(timeout=0.5)
             assert callers.get("/v1/models", timeout=20).status_code == 200
         finally:
-            there.set()
+            slow_bucket.there.set()
         assert {answer.result().status_code for answer in answers} == {200}
