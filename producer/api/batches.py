@@ -27,7 +27,7 @@ from producer.api.documents import body_of, problems
 from producer.api.errors import Fault, Invalid
 from producer.api.jobs import REFUSALS, Limit
 from producer.api.manifests import KINDS, Options, entries_of, spool_manifest
-from producer.api.parameters import Fingerprint, Key, Tenant, Weight
+from producer.api.parameters import Fingerprint, Key, Previews, Tenant, Weight
 from producer.api.problems import faults_of
 from producer.api.searches import BatchQuery
 from producer.api.services import Here
@@ -58,6 +58,7 @@ async def submit(
     tenant: Tenant = None,
     weight: Weight = 1.0,
     deduplicate: Annotated[bool, Query(description="Draw nothing again that the tenant has drawn already.")] = False,
+    previews: Previews = 0,
     key: Key = None,
 ) -> Batch:
     """Submit a batch: all of its jobs, or none; with ``partial`` the good rows of a manifest.
@@ -69,13 +70,15 @@ async def submit(
     large batches are taken in as this server does at once, further ones wait for up to a minute, and then are answered
     503 with ``Retry-After``.
     """
-    fingerprint = Fingerprint(request, name=name, weight=weight, deduplicate=deduplicate, **options.model_dump())
+    asked = {"name": name, "weight": weight, "deduplicate": deduplicate, "previews": previews}
+    fingerprint = Fingerprint(request, **asked, **options.model_dump())
     hand_in = partial(
         here.store.submit_batch,
         max_failures=here.settings.max_failures,
         tenant=here.whose(tenant),
         weight=weight,
         deduplicate=deduplicate,
+        previews=previews,
     )
     if media_type(request, JSON, *KINDS) == JSON:
         if not options.plain:

@@ -9,14 +9,13 @@ from starlette.responses import RedirectResponse
 from producer.api.answers import PREFIX, ClaimRecord, FoundJobs, History, Job
 from producer.api.bodies import JSON, parse, read_document, validated
 from producer.api.documents import body_of, problems
-from producer.api.parameters import Fingerprint, Key, Tenant
+from producer.api.parameters import Fingerprint, Key, Previews, Tenant
 from producer.api.searches import PAGE_MAX, JobQuery
 from producer.api.services import Here
 from producer.jobs.contract import State, Submission
 from producer.jobs.errors import NotFound, NotReady
 from producer.jobs.search import Search
 
-PREVIEWS_MAX = 3
 REFUSALS = (400, 409, 410, 413, 415)
 """Of a submission: 409 and 410 speak of its idempotency key."""
 
@@ -33,7 +32,7 @@ def submit(
     response: Response,
     tenant: Tenant = None,
     deduplicate: Annotated[bool, Query(description="If the very image is there, its job is the answer.")] = False,
-    previews: Annotated[int, Query(ge=0, le=PREVIEWS_MAX, description="Unfinished pictures on the way.")] = 0,
+    previews: Previews = 0,
     key: Key = None,
 ) -> Job:
     """Submit one job. When this answers, the job cannot be lost.

@@ -101,6 +101,7 @@ def _turn(
     tenant: Tenant = None,
     weight: Weight = 1.0,
     deduplicate: Annotated[bool, Query(description="Means nothing here.")] = False,
+    previews: Annotated[int, Query(description="Means nothing here.")] = 0,
 ) -> Turn:
     """What else a submission takes: a preview may be asked with the very same query."""
     return Turn(here.whose(tenant), weight)

@@ -38,6 +38,7 @@ TenantName = Annotated[
         "must be 1 to 100 ASCII letters, digits, '-', '_' and '.', and begin with no '.'",
     ),
 ]
+PREVIEWS_MAX = 3
 KeyText = Annotated[str, *_spelled(r"[!-~]{1,255}", "must be 1 to 255 visible ASCII characters")]
 
 Tenant = Annotated[
@@ -52,6 +53,12 @@ Weight = Annotated[
         le=WEIGHT_MAX,
         allow_inf_nan=False,
         description="Of the batch's share beside the tenant's other batches.",
+    ),
+]
+Previews = Annotated[
+    int,
+    Query(
+        ge=0, le=PREVIEWS_MAX, description="Unfinished pictures of each image on its way; 'preview_url' leads there."
     ),
 ]
 Key = Annotated[

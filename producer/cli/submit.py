@@ -69,7 +69,9 @@ def submit(
     ] = False,
     previews: Annotated[
         int | None,
-        typer.Option(min=0, max=3, help="Unfinished pictures of one prompt; `status` says where."),
+        typer.Option(
+            min=0, max=3, help="Unfinished pictures of each image on its way; `status` of its job says where."
+        ),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what a manifest would become and cost, and submit nothing.")
@@ -95,7 +97,7 @@ def submit(
         "priority": priority,
     }
     given = {field: value for field, value in fields.items() if value is not None}
-    shared: dict[str, Any] = {"tenant": tenant, "deduplicate": deduplicate}
+    shared: dict[str, Any] = {"tenant": tenant, "deduplicate": deduplicate, "previews": previews}
     of_manifest: dict[str, Any] = {
         "template": template,
         "vary": vary,
@@ -108,9 +110,8 @@ def submit(
             _refuse_options(of_manifest | {"dry-run": dry_run}, "goes with a manifest: give --file")
             values = _checked({"prompt": prompt, "name": name, **given})
             with _telling_the_key(key):
-                submitted: Job | Batch = client.submit(values, key=key, previews=previews, **shared)
+                submitted: Job | Batch = client.submit(values, key=key, **shared)
         else:
-            _refuse_options({"previews": previews}, "goes with one prompt, not with --file")
             options = {
                 **shared,
                 **of_manifest,

@@ -41,6 +41,8 @@ class ManifestOptions(TypedDict, total=False):
     """What rows leave empty: ``{"steps": 20}`` or ``["steps=20"]``."""
     partial: bool
     """Submit the good rows though others are bad."""
+    previews: int
+    """Unfinished pictures of each image on its way, up to 3: ``Job.preview_url``."""
     deduplicate: bool
     """What was drawn already is not drawn again; of the answer it is ``counts["succeeded"]``, where with the key of an
     earlier call what was drawn since counts too."""

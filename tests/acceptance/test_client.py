@@ -158,6 +158,8 @@ def test_previews_are_asked_for_and_their_place_is_told_while_the_job_is_drawn(f
     assert farm.job(shown).preview_url == f"/api/v1/jobs/{shown.id}/preview"
     with pytest.raises(Refused, match="previews"):
         farm.submit(SMALL, previews=4)
+    batch = farm.submit_many("shown", [SMALL] * 2, previews=3)
+    assert [hand.claim(job).previews for job in hand.store.batch_jobs(batch.id)] == [3, 3]
 
 
 def test_pages_are_one_sequence(farm: Client) -> None:

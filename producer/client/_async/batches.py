@@ -50,6 +50,7 @@ class AsyncBatches(AsyncTransport):
         weight: float | None = None,
         key: str | None = None,
         deduplicate: bool = False,
+        previews: int | None = None,
     ) -> Batch:
         """Submit a batch of any length: all or nothing. ``requests`` is read once, in constant memory.
 
@@ -61,13 +62,20 @@ class AsyncBatches(AsyncTransport):
             key: as for ``submit``.
             deduplicate: what was drawn already is not drawn again; such jobs have succeeded at once, and are the
                 ``counts["succeeded"]`` of the answer. With the key of an earlier call what was drawn since counts too.
+            previews: of each image, as for ``submit``.
 
         Raises:
             Refused: lines are wrong: ``problem.errors`` names each line (from 1) and field. Or the key came before
                 with other lines, another name or weight.
             ClientError
         """
-        params = given(name=name, tenant=tenant, weight=weight, deduplicate="true" if deduplicate else None)
+        params = given(
+            name=name,
+            tenant=tenant,
+            weight=weight,
+            deduplicate="true" if deduplicate else None,
+            previews=previews,
+        )
         with spooled() as spool:
             await aside_async(spool.writelines, lines_of(requests))
             spool.seek(0)

@@ -73,6 +73,7 @@ class Submissions(Reading):
         weight: float = 1.0,
         key: SubmissionKey | None = None,
         deduplicate: bool = False,
+        previews: int = 0,
         file_id: str | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> Batch:
@@ -84,6 +85,7 @@ class Submissions(Reading):
 
         Raises: KeyReused, Deleted, Overloaded, TooManyJobs, TooManyRejections.
 
+        ``previews``: of each job, as for ``submit``.
         ``deduplicate``: what the tenant has drawn already is not drawn again; such jobs have succeeded at once, with
         the image of the other (``Job.copy_of``).
         """
@@ -98,7 +100,7 @@ class Submissions(Reading):
                 lanes = batch_lanes(connection, tenant, batch_id)
                 rejections: list[Rejection] = []
                 good = allowance.within(without_rejections(entries, rejections))
-                count, lines = copy_jobs(connection, Destination(tenant, batch_id, lanes, max_failures), good)
+                count, lines = copy_jobs(connection, Destination(tenant, batch_id, lanes, max_failures, previews), good)
                 insert_rejections(connection, tenant, batch_id, rejections)
                 counts = {"jobs": count, "lines": lines, "rejected": len(rejections)}
                 connection.execute(COMPLETE_BATCH, {"id": batch_id, **counts})

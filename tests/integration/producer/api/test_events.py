@@ -58,6 +58,22 @@ def batch_of(api: httpx.Client, count: int) -> dict[str, Any]:
     return batch
 
 
+def test_the_previews_of_a_batch_are_told_where_it_is_followed(api: httpx.Client, hand: Farmhand) -> None:
+    jobs = {"name": "boats", "jobs": [{"prompt": "a boat"}]}
+    batch = api.post(BATCHES, params={"previews": 1}, json=jobs).json()
+    (job,) = hand.store.batch_jobs(batch["id"])
+    with streaming(api, f"{BATCHES}/{batch['id']}") as heard:
+        told = iter(heard)
+        hand.beat([{"job": str(job.id), "step": 25, "steps": 50}])
+        claim = hand.claim(job)
+        assert claim.previews == 1
+        hand.store.note_preview(claim, "previews/1")
+        shown = next(event for event in told if (event["data"] or {}).get("preview_url"))
+        assert (shown["event"], shown["data"]["preview_url"]) == ("job.progress", f"{JOBS}/{job.id}/preview")
+        hand.store.give_back_all(hand.id)
+        hand.succeed(job)
+
+
 def test_a_job_is_followed_until_it_has_its_image(api: httpx.Client, hand: Farmhand, store: Store) -> None:
     job = store.submit(Submission(prompt="a", width=64, height=64), max_failures=3)
     with streaming(api, f"{JOBS}/{job.id}") as heard:

@@ -203,8 +203,14 @@ def test_previews_of_one_prompt_are_asked_for_and_their_place_is_told(run: Run, 
     hand.store.fail(claim, "invalid", "no")
     assert hand.store.job(job.id).state is State.FAILED
     assert "preview" not in run("status", str(job.id))[1]
-    code, _, err = run("submit", "-f", "-", "--previews", "2", stdin=SMALL)
-    assert (code, "--previews goes with one prompt" in err) == (2, True)
+
+
+def test_previews_of_a_manifest_are_those_of_each_of_its_jobs(run: Run, hand: Farmhand) -> None:
+    assert run("submit", "-f", "-", "--previews", "2", "--dry-run", stdin=SMALL)[0] == 0
+    code, out, _ = run("submit", "-f", "-", "--previews", "2", "--json", stdin=SMALL)
+    jobs = hand.store.batch_jobs(UUID(json.loads(out)["id"]))
+    assert code == 0
+    assert [hand.claim(job).previews for job in jobs] == [2] * len(jobs)
 
 
 def test_a_retry_that_finds_nothing_says_so_and_what_would(run: Run) -> None:
