@@ -98,7 +98,7 @@ KINDS: dict[type[Exception], Kind] = {
     openai.StillDrawing: Kind(504, "still-drawing", "The images are not drawn yet"),
     WebhookDisabled: Kind(409, "webhook-disabled", "The webhook is disabled"),
     TooManyWebhooks: Kind(409, "too-many-webhooks", "There are as many webhooks as may be"),
-    TooManyJobs: Kind(422, "too-many-jobs", "A batch has no more jobs"),
+    TooManyJobs: Kind(422, "too-many-jobs", "These are too many jobs at once"),
     TooManyRejections: Kind(422, "too-many-rejections", "Too many lines are wrong"),
     TooManyColumns: Kind(422, "too-many-columns", "No table has as many columns"),
     Overloaded: Kind(429, "overloaded", "A limit is reached"),

@@ -255,10 +255,15 @@ def test_a_job_is_told_from_what_is_not_there(run: Run) -> None:
 
 
 def test_a_limit_that_is_reached_says_when_to_come_back_and_that_nothing_was_submitted(run: Run) -> None:
-    assert run("tenants", "set", "acme", "--max-queued", "1")[0] == 0
-    code, _, err = run("submit", "-f", "-", "--tenant", "acme", stdin=SMALL)
+    words = ("submit", "-f", "-", "--tenant", "acme")
+    assert run("tenants", "set", "acme", "--max-queued", "3")[0] == 0
+    assert run(*words, stdin=SMALL)[0] == 0
+    code, _, err = run(*words, stdin=SMALL)
     assert (code, "may be submitted" in err) == (2, False), err
     assert re.search(r": come back in [1-9][\d,]* s\n", err), err
+    assert run("tenants", "set", "small", "--max-queued", "2")[0] == 0
+    code, _, err = run("submit", "-f", "-", "--tenant", "small", stdin=SMALL)
+    assert (code, "hand in fewer, or have its limit raised" in err, "come back" in err) == (2, True, False), err
 
 
 def test_a_dry_run_with_partial_says_that_bad_rows_are_left_out(run: Run) -> None:

@@ -124,7 +124,7 @@ def test_a_tenant_is_told_its_own_counts_and_writes_none(store: Store) -> None:
 
 def test_a_line_of_several_images_is_one_line(store: Store) -> None:
     entries = [Entry(A, 1, {}), Entry(B, 1, {}), Entry(A, 2, {})]
-    batch = store.submit_batch("b", entries, max_failures=3)
+    batch = store.submit_batch("b", entries, max_failures=3, file_id="file-1")
     single = store.submit_batch("s", [A, B], max_failures=3)
     assert (batch.lines, batch.jobs, single.lines) == (2, 3, 2)
     store.cancel(store.batch_jobs(batch.id)[0].id)
