@@ -19,7 +19,7 @@ from producer.jobs.postgres import Database, as_owner
 QUEUE_RETRY_S = 30
 """When to ask again where too many wait: how fast they go is not known here."""
 
-Entry = TypeVar("Entry")
+Handed = TypeVar("Handed")
 
 
 class Allowance:
@@ -35,7 +35,7 @@ class Allowance:
         self._limited = connection.execute(_LIMITED, self._values).scalar() is not None
         self._left = self._look(least=1) if self._limited and not open_end else None
 
-    def within(self, entries: Iterable[Entry]) -> Iterator[Entry]:
+    def within(self, entries: Iterable[Handed]) -> Iterator[Handed]:
         """The same, until they are more than was left: so no endless input is read in vain; with ``open_end`` all.
 
         Asks Postgres nothing, since rows are being copied to it meanwhile. Raises: Overloaded; TooManyJobs: they are
